@@ -1,0 +1,152 @@
+"""Run llama.cpp's converter on the fixtures and record every metadata key that it writes.
+
+    python make_converter_metadata.py --llama-cpp PATH [--keep FOLDER]
+
+PATH is llama.cpp's source tree (``convert_hf_to_gguf.py`` and ``gguf-py`` in it); the interpreter needs
+the converter's own requirements (torch, transformers, sentencepiece, numpy). With ``--keep`` the GGUF files
+stay in FOLDER, otherwise they live in a temporary folder. Writes ``converter-metadata.json`` beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+DATA = HERE.parent / "data"
+FIXTURES = ("phi35", "phi4mini", "phi3win")
+LONGEST_WHOLE = 16  # arrays longer than this are stored as digest, first and last items
+
+# The converter tells a byte-level BPE's pre-tokenizer from a hash of a probe text's ids, so that only vocabularies
+# that it has seen are accepted. The fixture's own vocabulary cannot be among them; its split pattern is gpt-4o's.
+RUN = """
+import runpy, sys
+sys.path.insert(0, sys.argv[1])
+import os
+sys.path.insert(1, os.path.join(sys.argv[1], "gguf-py"))
+from conversion.base import TextModel
+if sys.argv[2] != "-":
+    TextModel.get_vocab_base_pre = lambda self, tokenizer, _pre=sys.argv[2]: _pre
+script = os.path.join(sys.argv[1], "convert_hf_to_gguf.py")
+sys.argv = [script] + sys.argv[3:]
+runpy.run_path(script, run_name="__main__")
+"""
+FORCED_PRE = {"phi4mini": "gpt-4o"}
+
+
+def convert(llama_cpp: Path, fixture: str, out: Path) -> None:
+    """Write ``out`` as the converter does with ``--outtype bf16``."""
+    subprocess.run(
+        [
+            *(sys.executable, "-c", RUN, str(llama_cpp), FORCED_PRE.get(fixture, "-")),
+            *(str(DATA / fixture), "--outtype", "bf16", "--outfile", str(out)),
+        ],
+        check=True,
+    )
+
+
+def digest(values: list[object], item: str) -> str:
+    """SHA-256 over the items as GGUF stores them: strings with a u64 length, numbers little-endian."""
+    import numpy as np
+
+    h = hashlib.sha256()
+    if item == "string":
+        for text in values:
+            raw = str(text).encode("utf-8")
+            h.update(len(raw).to_bytes(8, "little"))
+            h.update(raw)
+    else:
+        h.update(np.asarray(values, dtype=np.dtype(item).newbyteorder("<")).tobytes())
+    return h.hexdigest()
+
+
+def metadata(path: Path) -> list[dict[str, object]]:
+    """Every key of a GGUF in its order: name, type, and value or digest."""
+    import gguf
+
+    keys: list[dict[str, object]] = []
+    for field in gguf.GGUFReader(path).fields.values():
+        if field.name.startswith("GGUF."):
+            continue  # the reader's own names for the header's counts
+        entry: dict[str, object] = {"key": field.name}
+        value = field.contents()
+        kind = field.types[0]
+        if kind == gguf.GGUFValueType.ARRAY:
+            item = field.types[1].name.lower()
+            entry["type"] = f"array:{item}"
+            assert isinstance(value, list)
+            entry["count"] = len(value)
+            if len(value) > LONGEST_WHOLE:
+                entry["sha256"] = digest(value, item)
+                entry["first"], entry["last"] = value[:5], value[-3:]
+            else:
+                entry["value"] = value
+        else:
+            entry["type"] = kind.name.lower()
+            entry["value"] = value
+        keys.append(entry)
+    return keys
+
+
+def tensors(path: Path) -> list[dict[str, object]]:
+    """Name, type, shape (in GGUF's order) and digest of every tensor, in file order."""
+    import gguf
+
+    return [
+        {
+            "name": t.name,
+            "type": t.tensor_type.name.lower(),
+            "shape": [int(n) for n in t.shape],
+            "sha256": hashlib.sha256(t.data.tobytes()).hexdigest(),
+        }
+        for t in gguf.GGUFReader(path).tensors
+    ]
+
+
+def llama_cpp_version(tree: Path) -> str:
+    """ggml's version out of its build file: the source archive holds no git history."""
+    text = (tree / "ggml" / "CMakeLists.txt").read_text(encoding="utf-8")
+    part = [re.search(rf"GGML_VERSION_{p} (\d+)", text) for p in ("MAJOR", "MINOR", "PATCH")]
+    return "ggml " + ".".join(m.group(1) if m else "?" for m in part)
+
+
+def main() -> None:
+    """Convert every fixture and write the golden."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--llama-cpp", type=Path, required=True)
+    parser.add_argument("--llama-cpp-python", default="", help="version that vendors this tree")
+    parser.add_argument("--keep", type=Path, help="keep the GGUF files in this folder")
+    args = parser.parse_args()
+    tree = args.llama_cpp.resolve()
+    sys.path.insert(0, str(tree / "gguf-py"))
+
+    versions = {
+        name: importlib.metadata.version(name)
+        for name in ("torch", "transformers", "tokenizers", "sentencepiece", "numpy")
+    }
+    versions["llama.cpp"] = llama_cpp_version(tree)
+    if args.llama_cpp_python:
+        versions["llama-cpp-python"] = args.llama_cpp_python
+    result: dict[str, object] = {"versions": versions, "forced_pre": FORCED_PRE}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        models: dict[str, object] = {}
+        for fixture in FIXTURES:
+            out = folder / f"{fixture}.bf16.gguf"
+            convert(tree, fixture, out)
+            models[fixture] = {"metadata": metadata(out), "tensors": tensors(out)}
+        result["models"] = models
+    text = json.dumps(result, indent=1, ensure_ascii=True)
+    (HERE / "converter-metadata.json").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
