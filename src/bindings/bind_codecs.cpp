@@ -1,0 +1,109 @@
+// The codec table and the kernels' tables, as Python sees them.
+#include "bindings/bindings.hpp"
+#include "kernels/dispatch.hpp"
+#include "pipeline/stages.hpp"
+
+namespace py = pybind11;
+
+namespace phiquant::bindings {
+namespace {
+
+const kernels::Table& table_named(const std::optional<std::string>& arch) {
+    return arch ? kernels::by_name(*arch) : kernels::active();
+}
+
+const char* name_of(codecs::Grid grid) {
+    switch (grid) {
+        case codecs::Grid::floating:
+            return "float";
+        case codecs::Grid::scale:
+            return "scale";
+        case codecs::Grid::scale_minimum:
+            return "scale and minimum";
+    }
+    return "";
+}
+
+}  // namespace
+
+const codecs::Codec& codec_named(std::string_view name) {
+    if (const codecs::Codec* codec = codecs::find(name)) return *codec;
+    throw Error(ErrorKind::usage, "there is no codec '" + std::string(name) + "'",
+                "`phiquant formats` lists the codecs.");
+}
+
+void bind_codecs(py::module_& module) {
+    module.def("codecs", [] {
+        py::list rows;
+        for (const codecs::Codec& codec : codecs::all()) {
+            py::dict row;
+            row["name"] = codec.name;
+            row["grid"] = name_of(codec.grid);
+            row["block_values"] = codec.block_values;
+            row["sub_block_values"] = codec.sub_block_values;
+            row["block_bytes"] = codec.block_bytes;
+            row["ggml_type"] = codec.ggml_type;
+            row["bits_per_weight"] = codec.bits_per_weight();
+            rows.append(row);
+        }
+        return rows;
+    });
+    module.def("active_arch", [] { return std::string(kernels::active().name); });
+    module.def("available_archs", [] {
+        std::vector<std::string> names;
+        for (const kernels::Table* table : kernels::available()) names.emplace_back(table->name);
+        return names;
+    });
+
+    // One thread, no checks of the values: what tests and benchmarks hold against the peers.
+    module.def(
+        "encode_blocks",
+        [](const std::string& name, const py::array_t<float, py::array::c_style>& values,
+           const std::optional<std::string>& arch) {
+            const codecs::Codec& codec = codec_named(name);
+            if (values.ndim() != 2 || values.shape(1) % codec.block_values != 0) {
+                throw Error(ErrorKind::shape, "expected two axes, the last a multiple of " +
+                                                  std::to_string(codec.block_values));
+            }
+            const auto rows = static_cast<std::uint64_t>(values.shape(0));
+            const auto columns = static_cast<std::uint64_t>(values.shape(1));
+            py::array_t<std::uint8_t> blocks(
+                {static_cast<py::ssize_t>(rows),
+                 static_cast<py::ssize_t>(pipeline::bytes_of(codec, columns))});
+            const kernels::Table& table = table_named(arch);
+            auto* plane = reinterpret_cast<std::byte*>(blocks.mutable_data());
+            const float* data = values.data();
+            {
+                const py::gil_scoped_release released;
+                (table.*codec.kernel).encode({data, rows, columns, nullptr}, &plane);
+            }
+            return blocks;
+        },
+        py::arg("codec"), py::arg("values").noconvert(), py::arg("arch") = py::none());
+    module.def(
+        "decode_blocks",
+        [](const std::string& name, const py::array_t<std::uint8_t, py::array::c_style>& blocks,
+           std::uint64_t columns, const std::optional<std::string>& arch) {
+            const codecs::Codec& codec = codec_named(name);
+            const std::uint64_t row_bytes = pipeline::bytes_of(codec, columns);
+            const auto size = static_cast<std::uint64_t>(blocks.size());
+            if (columns == 0 || columns % codec.block_values != 0 || size % row_bytes != 0) {
+                throw Error(ErrorKind::shape, "the blocks do not make whole rows");
+            }
+            const std::uint64_t rows = size / row_bytes;
+            py::array_t<float> values(
+                {static_cast<py::ssize_t>(rows), static_cast<py::ssize_t>(columns)});
+            const kernels::Table& table = table_named(arch);
+            const auto* plane = reinterpret_cast<const std::byte*>(blocks.data());
+            float* out = values.mutable_data();
+            {
+                const py::gil_scoped_release released;
+                pipeline::decode(table, codec, plane, rows * columns, out);
+            }
+            return values;
+        },
+        py::arg("codec"), py::arg("blocks").noconvert(), py::arg("columns"),
+        py::arg("arch") = py::none());
+}
+
+}  // namespace phiquant::bindings

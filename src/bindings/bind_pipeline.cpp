@@ -1,0 +1,103 @@
+// Plans as Python data turned into structs, and their execution.
+#include <optional>
+#include <tuple>
+
+#include "base/checked.hpp"
+#include "bindings/watch.hpp"
+#include "pipeline/executor.hpp"
+#include "pipeline/stages.hpp"
+
+namespace py = pybind11;
+
+namespace phiquant::bindings {
+namespace {
+
+using SourceRow = std::tuple<std::string, std::uint64_t, std::uint64_t, std::uint64_t, std::int64_t>;
+using PartRow = std::tuple<std::uint32_t, std::string, std::uint64_t, std::uint64_t>;
+using OutputRow = std::tuple<std::string, std::uint32_t, std::uint64_t>;
+using TensorRow =
+    std::tuple<std::string, std::uint64_t, std::vector<PartRow>, std::vector<OutputRow>>;
+using FileRow =
+    std::tuple<std::string, std::uint64_t, std::vector<std::pair<std::uint64_t, py::bytes>>>;
+
+pipeline::Plan plan_from(const std::vector<SourceRow>& sources, std::vector<TensorRow> tensors,
+                         const std::vector<FileRow>& files) {
+    pipeline::Plan plan;
+    for (const auto& [path, device, inode, size, modified_ns] : sources) {
+        plan.sources.push_back({path, {device, inode, size, modified_ns}});
+    }
+    for (auto& [name, columns, parts, outputs] : tensors) {
+        pipeline::PlannedTensor tensor{std::move(name), columns, {}, {}};
+        for (const auto& [source, codec, offset, rows] : parts) {
+            tensor.parts.push_back({source, &codec_named(codec), offset, rows});
+        }
+        for (const auto& [codec, file, offset] : outputs) {
+            tensor.outputs.push_back({&codec_named(codec), file, offset});
+        }
+        plan.tensors.push_back(std::move(tensor));
+    }
+    for (const auto& [path, size, literals] : files) {
+        pipeline::PlannedFile file{path, size, {}};
+        for (const auto& [offset, bytes] : literals) {
+            file.literals.push_back({offset, std::string(bytes)});
+        }
+        plan.files.push_back(std::move(file));
+    }
+    return plan;
+}
+
+py::dict execute(const std::vector<SourceRow>& sources, std::vector<TensorRow> tensors,
+                 const std::vector<FileRow>& files, unsigned threads, bool overwrite, bool measure,
+                 const py::object& progress, const py::object& inspect) {
+    const pipeline::Plan plan = plan_from(sources, std::move(tensors), files);
+    pipeline::Watch watch;
+    watch.progress = watch_progress(progress);
+    watch.inspect = [&inspect](const std::vector<std::string>& staged) {
+        const py::gil_scoped_acquire acquired;
+        if (!inspect.is_none()) inspect(staged);
+    };
+    pipeline::Report report;
+    {
+        const py::gil_scoped_release released;
+        report = pipeline::execute(plan, {threads, overwrite, measure}, watch);
+    }
+    py::list rows;
+    for (const auto& outputs : report.tensors) {
+        py::list row;
+        for (const pipeline::OutputReport& output : outputs) {
+            row.append(py::make_tuple(output.bytes, output.crc32c, output.squared_error,
+                                      output.squared_signal));
+        }
+        rows.append(std::move(row));
+    }
+    py::dict result;
+    result["tensors"] = std::move(rows);
+    result["seconds_encoding"] = report.seconds_encoding;
+    result["seconds_syncing"] = report.seconds_syncing;
+    return result;
+}
+
+}  // namespace
+
+void bind_pipeline(py::module_& module) {
+    module.def("execute", &execute, py::arg("sources"), py::arg("tensors"), py::arg("files"),
+               py::arg("threads"), py::arg("overwrite"), py::arg("measure"),
+               py::arg("progress") = py::none(), py::arg("inspect") = py::none());
+    module.def(
+        "block_bytes",
+        [](const std::string& codec, std::uint64_t rows, std::uint64_t columns) {
+            const codecs::Codec& found = codec_named(codec);
+            if (columns % found.block_values != 0) {
+                throw Error(ErrorKind::shape, "rows of " + std::to_string(columns) +
+                                                  " columns do not divide into " + codec +
+                                                  " blocks of " +
+                                                  std::to_string(found.block_values));
+            }
+            return checked_multiply(checked_multiply(rows, columns / found.block_values),
+                                    found.block_bytes);
+        },
+        py::arg("codec"), py::arg("rows"), py::arg("columns"));
+    module.attr("scratch_bytes") = pipeline::Scratch::bytes();
+}
+
+}  // namespace phiquant::bindings

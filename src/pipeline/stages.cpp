@@ -1,0 +1,96 @@
+// Decode, check, encode and measure one tile.
+#include "pipeline/stages.hpp"
+
+#include <cfloat>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <string>
+
+#include "base/error.hpp"
+
+namespace phiquant::pipeline {
+namespace {
+
+std::string index_of(const Tile& at, std::uint64_t index) {
+    return "[" + std::to_string(at.row + index / at.columns) + ", " +
+           std::to_string(at.column + index % at.columns) + "]";
+}
+
+std::string text_of(float value) {
+    if (std::isnan(value)) return "NaN";
+    if (std::isinf(value)) return value > 0 ? "infinity" : "-infinity";
+    char text[32];
+    std::snprintf(text, sizeof text, "%.9g", static_cast<double>(value));
+    return text;
+}
+
+}  // namespace
+
+Scratch::Scratch()
+    : source_(new std::byte[4 * k_tile_values]),
+      codes_(new std::byte[4 * k_tile_values]),
+      values_(new float[k_tile_values]),
+      decoded_(new float[k_tile_values]) {}
+
+void decode(const kernels::Table& table, const codecs::Codec& codec, const std::byte* blocks,
+            std::uint64_t values, float* out) noexcept {
+    (table.*codec.kernel).decode(&blocks, values, out);
+}
+
+void check_finite(const kernels::Table& table, const float* values, const Tile& at) {
+    const std::uint64_t bad = table.find_exceeding(values, at.values(), FLT_MAX);
+    if (bad == at.values()) return;
+    throw Error(ErrorKind::value, "holds " + text_of(values[bad]) + " at " + index_of(at, bad),
+                "The weights are damaged (a training run that diverged, or a bad download): fetch "
+                "or train them again.");
+}
+
+void encode(const kernels::Table& table, const codecs::Codec& codec, const float* values,
+            const Tile& at, const float* importance, std::byte* blocks, Scratch& scratch) {
+    const std::uint64_t count = at.values();
+    // One scan in the usual case: whoever is below the codec's bound is finite, too.
+    const std::uint64_t large = table.find_exceeding(values, count, codec.largest);
+    if (large != count) check_finite(table, values, at);
+    (table.*codec.kernel).encode({values, at.rows, at.columns, importance}, &blocks);
+    if (large == count) return;
+    decode(table, codec, blocks, count, scratch.decoded());
+    const std::uint64_t bad = table.find_exceeding(scratch.decoded(), count, FLT_MAX);
+    if (bad == count) return;
+    throw Error(ErrorKind::value,
+                "holds " + text_of(values[bad]) + " at " + index_of(at, bad) + ", which " +
+                    std::string(codec.name) + " cannot hold",
+                "Choose a codec with a larger range for this tensor: bf16 or f32.");
+}
+
+ErrorSums error_sums(const float* values, const float* decoded, std::uint64_t count) noexcept {
+    // Sixteen independent float sums a short run, then doubles: wide enough for the compiler to
+    // vectorize, short enough to lose nothing that a report shows.
+    constexpr std::uint64_t k_lanes = 16, k_run = 1024;
+    ErrorSums sums;
+    for (std::uint64_t begin = 0; begin < count; begin += k_run) {
+        const std::uint64_t end = begin + k_run < count ? begin + k_run : count;
+        float error[k_lanes] = {}, signal[k_lanes] = {};
+        std::uint64_t i = begin;
+        for (; i + k_lanes <= end; i += k_lanes) {
+            for (std::uint64_t lane = 0; lane < k_lanes; ++lane) {
+                const float value = values[i + lane];
+                const float difference = value - decoded[i + lane];
+                error[lane] += difference * difference;
+                signal[lane] += value * value;
+            }
+        }
+        for (; i < end; ++i) {
+            const float difference = values[i] - decoded[i];
+            error[0] += difference * difference;
+            signal[0] += values[i] * values[i];
+        }
+        for (std::uint64_t lane = 0; lane < k_lanes; ++lane) {
+            sums.error += static_cast<double>(error[lane]);
+            sums.signal += static_cast<double>(signal[lane]);
+        }
+    }
+    return sums;
+}
+
+}  // namespace phiquant::pipeline

@@ -1,0 +1,58 @@
+// What happens to one tile: decode to float32, check, encode, checksum. No files here.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "codecs/codec.hpp"
+#include "pipeline/tiles.hpp"
+
+namespace phiquant::pipeline {
+
+/// Memory for one worker's tile: source bytes, float32 values, codes, values decoded again.
+class Scratch {
+public:
+    Scratch();
+    [[nodiscard]] std::byte* source() noexcept { return source_.get(); }
+    [[nodiscard]] float* values() noexcept { return values_.get(); }
+    [[nodiscard]] std::byte* codes() noexcept { return codes_.get(); }
+    [[nodiscard]] float* decoded() noexcept { return decoded_.get(); }
+
+    /// Bytes of one worker's scratch.
+    static constexpr std::uint64_t bytes() noexcept { return 4 * 4 * k_tile_values; }
+
+private:
+    // Uninitialized on purpose: pages that a tile never reaches are never touched.
+    std::unique_ptr<std::byte[]> source_, codes_;
+    std::unique_ptr<float[]> values_, decoded_;
+};
+
+/// Squared error of an encoding and the squared sum of what was encoded.
+struct ErrorSums {
+    double error = 0, signal = 0;
+};
+
+[[nodiscard]] constexpr std::uint64_t bytes_of(const codecs::Codec& codec,
+                                               std::uint64_t values) noexcept {
+    return values / codec.block_values * codec.block_bytes;
+}
+
+/// Decode one plane's blocks.
+void decode(const kernels::Table& table, const codecs::Codec& codec, const std::byte* blocks,
+            std::uint64_t values, float* out) noexcept;
+
+/// Encode rows after checking that every value is finite and none overflows the codec. Throws
+/// Error(value) that names the row and column (`at` says where in the tensor the tile begins).
+void encode(const kernels::Table& table, const codecs::Codec& codec, const float* values,
+            const Tile& at, const float* importance, std::byte* blocks, Scratch& scratch);
+
+/// Throws Error(value) when a value is NaN or infinite.
+void check_finite(const kernels::Table& table, const float* values, const Tile& at);
+
+/// Sums for the report, always in the same order.
+[[nodiscard]] ErrorSums error_sums(const float* values, const float* decoded,
+                                   std::uint64_t count) noexcept;
+
+}  // namespace phiquant::pipeline
