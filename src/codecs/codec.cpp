@@ -1,0 +1,50 @@
+// The table of codecs; a new one is one row here and one header in kernels/.
+#include "codecs/codec.hpp"
+
+#include <array>
+#include <limits>
+
+namespace phiquant::codecs {
+namespace {
+
+using kernels::Table;
+
+constexpr float k_half_max = 65504.0f;
+
+// `largest`: with one scale a block, the scale is at most the largest value over the largest code.
+// Where a minimum is stored too, it must fit float16 itself. The least-squares fits of q4_k and
+// q5_k can reach past the values' range, but not by the 63 times that their 6-bit parameters give
+// room for: a fit is only taken if its error is below that of the plain grid.
+constexpr std::array k_codecs{
+    Codec{"f32", Grid::floating, Rule::ggml, 1, 1, 4, 0, std::numeric_limits<float>::max(),
+          &Table::f32},
+    Codec{"f16", Grid::floating, Rule::ggml, 1, 1, 2, 1, k_half_max, &Table::f16},
+    Codec{"bf16", Grid::floating, Rule::ggml, 1, 1, 2, 30, 0x1.fep127f, &Table::bf16},
+    Codec{"q8_0", Grid::scale, Rule::ggml, 32, 32, 34, 8, 127 * k_half_max, &Table::q8_0},
+    Codec{"q4_0", Grid::scale, Rule::ggml, 32, 32, 18, 2, 8 * k_half_max, &Table::q4_0},
+    Codec{"q5_0", Grid::scale, Rule::ggml, 32, 32, 22, 6, 16 * k_half_max, &Table::q5_0},
+    Codec{"q5_1", Grid::scale_minimum, Rule::ggml, 32, 32, 24, 7, k_half_max, &Table::q5_1},
+    Codec{"q4_k", Grid::scale_minimum, Rule::ggml, 256, 32, 144, 12, k_half_max, &Table::q4_k},
+    Codec{"q5_k", Grid::scale_minimum, Rule::ggml, 256, 32, 176, 13, k_half_max, &Table::q5_k},
+    Codec{"q6_k", Grid::scale, Rule::ggml, 256, 16, 210, 14, 127 * k_half_max, &Table::q6_k},
+};
+
+}  // namespace
+
+std::span<const Codec> all() noexcept { return k_codecs; }
+
+const Codec* find(std::string_view name) noexcept {
+    for (const Codec& codec : k_codecs) {
+        if (codec.name == name) return &codec;
+    }
+    return nullptr;
+}
+
+const Codec* find_ggml(std::uint32_t type) noexcept {
+    for (const Codec& codec : k_codecs) {
+        if (codec.ggml_type == type) return &codec;
+    }
+    return nullptr;
+}
+
+}  // namespace phiquant::codecs

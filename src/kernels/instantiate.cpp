@@ -1,0 +1,40 @@
+// All kernels for one instruction set: compiled once for each, with PHIQUANT_KERNEL_ARCH its name.
+
+// Nothing may fall back to what the compiler's flags happen to allow: every batch names its Arch.
+#define XSIMD_DEFAULT_ARCH xsimd::unavailable
+
+#include "kernels/blocks32.hpp"
+#include "kernels/floats.hpp"
+#include "kernels/k_scale.hpp"
+#include "kernels/k_scale_minimum.hpp"
+#include "kernels/make_table.hpp"
+
+namespace phiquant::kernels {
+
+using Arch = xsimd::PHIQUANT_KERNEL_ARCH;
+static_assert(Arch::supported(), "the flags of this target do not enable its instruction set");
+static_assert(F32<Arch>::size <= 16 && sizeof(F32<Arch>) <= k_alignment);
+
+#define PHIQUANT_QUOTE(name) #name
+#define PHIQUANT_NAME(name) PHIQUANT_QUOTE(name)
+
+template <>
+const Table& table<Arch>() noexcept {
+    static constexpr Table kernels{
+        .name = PHIQUANT_NAME(PHIQUANT_KERNEL_ARCH),
+        .find_exceeding = &find_exceeding<Arch>,
+        .f32 = {&encode_f32<Arch>, &decode_f32<Arch>},
+        .f16 = {&encode_16_bits<Arch, HalfCodec>, &decode_16_bits<Arch, HalfCodec>},
+        .bf16 = {&encode_16_bits<Arch, BfloatCodec>, &decode_16_bits<Arch, BfloatCodec>},
+        .q8_0 = {&encode_blocks<Arch, BlockQ80>, &decode_blocks<Arch, BlockQ80>},
+        .q4_0 = {&encode_blocks<Arch, BlockQ40>, &decode_blocks<Arch, BlockQ40>},
+        .q5_0 = {&encode_blocks<Arch, BlockQ50>, &decode_blocks<Arch, BlockQ50>},
+        .q5_1 = {&encode_blocks<Arch, BlockQ51>, &decode_blocks<Arch, BlockQ51>},
+        .q4_k = {&encode_scale_minimum<Arch, FormatQ4K>, &decode_scale_minimum<Arch, FormatQ4K>},
+        .q5_k = {&encode_scale_minimum<Arch, FormatQ5K>, &decode_scale_minimum<Arch, FormatQ5K>},
+        .q6_k = {&encode_q6_k<Arch>, &decode_q6_k<Arch>},
+    };
+    return kernels;
+}
+
+}  // namespace phiquant::kernels

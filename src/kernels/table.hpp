@@ -1,0 +1,40 @@
+// The table of plain function pointers that each instruction set fills in.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace phiquant::kernels {
+
+/// Rows to be encoded: row-major, contiguous, finite float32.
+struct Rows {
+    const float* values;
+    std::uint64_t rows;
+    std::uint64_t columns;            ///< a multiple of the codec's block size
+    const float* importance = nullptr;  ///< one weight a column, or null: the codec's plain rule
+};
+
+/// Encode rows into a codec's planes (for ggml types: one plane of blocks). Needs no memory of its
+/// own beyond the stack; results do not depend on the instruction set or on how rows are tiled.
+using Encode = void (*)(const Rows& rows, std::byte* const* planes) noexcept;
+
+/// Decode `values` float32 values (a multiple of the block size) from a codec's planes.
+using Decode = void (*)(const std::byte* const* planes, std::uint64_t values, float* out) noexcept;
+
+struct Kernel {
+    Encode encode;
+    Decode decode;
+};
+
+struct Table {
+    const char* name;  ///< "sse2", "sse4_1", "avx2", "avx512bw", "neon64"
+
+    /// Index of the first value for which !(|x| <= limit), NaN included; `n` when there is none.
+    std::uint64_t (*find_exceeding)(const float* x, std::uint64_t n, float limit) noexcept;
+
+    Kernel f32, f16, bf16;
+    Kernel q8_0, q4_0, q5_0, q5_1;
+    Kernel q4_k, q5_k, q6_k;
+};
+
+}  // namespace phiquant::kernels
