@@ -1,0 +1,1 @@
+"""What a checkpoint can be turned into: one file a target, each making its part of a plan."""
