@@ -1,0 +1,23 @@
+"""Tokenizers as neutral data: what a checkpoint's files say, for every target to write from."""
+
+from __future__ import annotations
+
+from phiquant.tokenizer.description import (
+    AddedToken,
+    ChatTemplate,
+    Tokenizer,
+    TokenType,
+    needs_phi3_name,
+)
+from phiquant.tokenizer.gguf import gguf_metadata
+from phiquant.tokenizer.reader import load
+
+__all__ = [
+    "AddedToken",
+    "ChatTemplate",
+    "TokenType",
+    "Tokenizer",
+    "gguf_metadata",
+    "load",
+    "needs_phi3_name",
+]
