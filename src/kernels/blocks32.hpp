@@ -4,7 +4,7 @@
 
 #include "base/half.hpp"
 #include "kernels/blocks.hpp"
-#include "kernels/simd.hpp"
+#include "kernels/narrowing.hpp"
 #include "kernels/table.hpp"
 
 namespace phiquant::kernels {
@@ -49,15 +49,13 @@ struct BlockValues {
 template <class Arch>
 XSIMD_INLINE float signed_largest(const BlockValues<Arch>& block, const float* values) noexcept {
     const float magnitude = block.largest_magnitude();
-    if (magnitude == 0.0f) return 0.0f;
+    // Which batch holds it is anyone's guess: one mask of all, as a branch would be mispredicted.
+    std::uint32_t places = 0;
     for (std::size_t p = 0; p < block.parts; ++p) {
-        const auto mask = (xsimd::abs(block.x[p]) == F32<Arch>(magnitude)).mask();
-        if (mask != 0) {
-            return values[p * block.lanes +
-                          static_cast<std::size_t>(__builtin_ctzll(static_cast<unsigned long long>(mask)))];
-        }
+        const auto here = xsimd::abs(block.x[p]) == F32<Arch>(magnitude);
+        places |= static_cast<std::uint32_t>(here.mask()) << (p * block.lanes);
     }
-    return 0.0f;
+    return magnitude == 0.0f ? 0.0f : values[__builtin_ctz(places)];
 }
 
 /// Fit q4_0 and q5_0: the largest value takes the lowest code, -half_range.
@@ -101,35 +99,32 @@ XSIMD_INLINE BlockGrid fit_range(const BlockValues<Arch>& block, const float* va
 
 template <class Arch>
 XSIMD_INLINE void round_codes(const BlockValues<Arch>& block, const BlockGrid& grid, int largest,
-                              std::int32_t* codes) noexcept {
+                              I32<Arch>* codes) noexcept {
     using Batch = F32<Arch>;
     for (std::size_t p = 0; p < block.parts; ++p) {
         const Batch steps =
             (block.x[p] - Batch(grid.offset)) * Batch(grid.inverse) + Batch(grid.bias);
         // Not negative, so that truncation is the floor; the reference clamps above only.
-        const I32<Arch> code = xsimd::batch_cast<std::int32_t>(steps);
-        xsimd::min(code, I32<Arch>(largest)).store_aligned(codes + p * block.lanes);
+        codes[p] = xsimd::min(xsimd::batch_cast<std::int32_t>(steps), I32<Arch>(largest));
     }
 }
 
 template <class Arch>
-XSIMD_INLINE void pack_nibbles(const std::int32_t* codes, std::uint8_t* nibbles) noexcept {
-    for (std::size_t i = 0; i < 16; ++i) {
-        nibbles[i] = static_cast<std::uint8_t>((codes[i] & 15) | (codes[i + 16] << 4));
-    }
+XSIMD_INLINE void pack_nibbles(const I32<Arch>* codes, std::uint8_t* nibbles) noexcept {
+    alignas(k_alignment) std::uint8_t bytes[k_block];
+    store_32_bytes<Arch>(codes, bytes);
+    join_nibbles<Arch, 16>(bytes, bytes + 16, nibbles);
 }
 
 template <class Arch>
-XSIMD_INLINE void pack_fifth_bits(const std::int32_t* codes, std::uint8_t* fifth_bits) noexcept {
+XSIMD_INLINE void pack_fifth_bits(const I32<Arch>* codes, std::uint8_t* fifth_bits) noexcept {
     using Integers = I32<Arch>;
     std::uint32_t bits = 0;
-    for (std::size_t i = 0; i < k_block; i += Integers::size) {
-        const auto set = (Integers::load_aligned(codes + i) & Integers(16)) != Integers(0);
-        bits |= static_cast<std::uint32_t>(set.mask()) << i;
+    for (std::size_t p = 0; p < k_block / Integers::size; ++p) {
+        const auto set = codes[p] > Integers(15);
+        bits |= static_cast<std::uint32_t>(set.mask()) << (p * Integers::size);
     }
-    for (std::size_t i = 0; i < 4; ++i) {
-        fifth_bits[i] = static_cast<std::uint8_t>(bits >> (8 * i));
-    }
+    std::memcpy(fifth_bits, &bits, sizeof(bits));
 }
 
 template <class Arch>
@@ -140,26 +135,28 @@ XSIMD_INLINE void encode_block(const float* values, BlockQ80& out) noexcept {
     float inverse = inverse_of<Arch>(scale);
     out.scale = float_to_half(scale);
     if (overflows<Arch>(inverse)) inverse = 0.0f;  // see BlockGrid
+    I32<Arch> codes[block.parts];
     for (std::size_t p = 0; p < block.parts; ++p) {
         // roundf: halves away from zero. The float below a half keeps 0.49999997 from reaching 1.
         const Batch steps = block.x[p] * Batch(inverse);
         const Batch away = steps + xsimd::copysign(Batch(0x1.fffffep-2f), steps);
-        store_narrowed<Arch>(xsimd::batch_cast<std::int32_t>(away), out.codes + p * block.lanes);
+        codes[p] = xsimd::batch_cast<std::int32_t>(away);
     }
+    store_32_bytes<Arch>(codes, out.codes);
 }
 
 template <class Arch>
 XSIMD_INLINE void encode_block(const float* values, BlockQ40& out) noexcept {
-    alignas(k_alignment) std::int32_t codes[k_block];
     const BlockValues<Arch> block(values);
+    I32<Arch> codes[block.parts];
     round_codes(block, fit_signed(block, values, 8.0f, out.scale), 15, codes);
     pack_nibbles<Arch>(codes, out.nibbles);
 }
 
 template <class Arch>
 XSIMD_INLINE void encode_block(const float* values, BlockQ50& out) noexcept {
-    alignas(k_alignment) std::int32_t codes[k_block];
     const BlockValues<Arch> block(values);
+    I32<Arch> codes[block.parts];
     round_codes(block, fit_signed(block, values, 16.0f, out.scale), 31, codes);
     pack_nibbles<Arch>(codes, out.nibbles);
     pack_fifth_bits<Arch>(codes, out.fifth_bits);
@@ -167,8 +164,8 @@ XSIMD_INLINE void encode_block(const float* values, BlockQ50& out) noexcept {
 
 template <class Arch>
 XSIMD_INLINE void encode_block(const float* values, BlockQ51& out) noexcept {
-    alignas(k_alignment) std::int32_t codes[k_block];
     const BlockValues<Arch> block(values);
+    I32<Arch> codes[block.parts];
     round_codes(block, fit_range(block, values, out.scale, out.minimum), 31, codes);
     pack_nibbles<Arch>(codes, out.nibbles);
     pack_fifth_bits<Arch>(codes, out.fifth_bits);
@@ -184,10 +181,8 @@ XSIMD_INLINE I32<Arch> unpack_nibbles(const std::uint8_t* nibbles, std::size_t i
 template <class Arch, class Block>
 XSIMD_INLINE I32<Arch> unpack_five_bits(const Block& block, std::size_t i) noexcept {
     using Integers = I32<Arch>;
-    std::uint32_t bits = 0;
-    for (std::size_t b = 0; b < 4; ++b) {
-        bits |= static_cast<std::uint32_t>(block.fifth_bits[b]) << (8 * b);
-    }
+    std::uint32_t bits;
+    std::memcpy(&bits, block.fifth_bits, sizeof(bits));
     alignas(k_alignment) static constexpr std::int32_t places[16] = {
         1 << 0, 1 << 1, 1 << 2,  1 << 3,  1 << 4,  1 << 5,  1 << 6,  1 << 7,
         1 << 8, 1 << 9, 1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15};

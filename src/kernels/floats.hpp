@@ -3,6 +3,7 @@
 
 #include "base/half.hpp"
 #include "kernels/halves.hpp"
+#include "kernels/narrowing.hpp"
 #include "kernels/table.hpp"
 
 namespace phiquant::kernels {
@@ -39,9 +40,12 @@ void encode_16_bits(const Rows& rows, std::byte* const* planes) noexcept {
     auto* out = reinterpret_cast<std::uint16_t*>(planes[0]);
     const std::uint64_t n = rows.rows * rows.columns;
     std::uint64_t i = 0;
-    for (; i + lanes <= n; i += lanes) {
-        const auto value = F32<Arch>::load_unaligned(rows.values + i);
-        store_narrowed<Arch>(Codec<Arch>::encode(value), out + i);
+    for (; i + 2 * lanes <= n; i += 2 * lanes) {
+        const float* values = rows.values + i;
+        const I32<Arch> encoded[2] = {
+            Codec<Arch>::encode(F32<Arch>::load_unaligned(values)),
+            Codec<Arch>::encode(F32<Arch>::load_unaligned(values + lanes))};
+        store_halves<Arch>(encoded, out + i);
     }
     for (; i < n; ++i) out[i] = Codec<Arch>::encode(rows.values[i]);
 }

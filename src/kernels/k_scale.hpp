@@ -3,6 +3,7 @@
 
 #include "base/half.hpp"
 #include "kernels/blocks.hpp"
+#include "kernels/narrowing.hpp"
 #include "kernels/search_scale.hpp"
 #include "kernels/table.hpp"
 
@@ -44,18 +45,23 @@ void round_codes(const float* values, const ScaleParameters& parameters, const S
     using Batch = F32<Arch>;
     constexpr std::size_t lanes = Batch::size;
     const float unit = half_to_float(parameters.scale);
-    for (std::size_t j = 0; j < 16; ++j) {
-        const float scale = unit * static_cast<float>(parameters.scales[j]);
-        if (scale == 0.0f && found.inverse[j] == 0.0f) {
-            std::memset(codes + j * 16, 0, 16);
-            continue;
+    for (std::size_t pair = 0; pair < 8; ++pair) {
+        I32<Arch> rounded[32 / lanes];
+        for (std::size_t half = 0; half < 2; ++half) {
+            const std::size_t j = pair * 2 + half;
+            const float scale = unit * static_cast<float>(parameters.scales[j]);
+            const float inverse = found.inverse[j];
+            // Code 0 for sub-blocks that are all zero, which is not their middle, 32.
+            const I32<Arch> middle(scale == 0.0f && inverse == 0.0f ? 0 : 32);
+            for (std::size_t p = 0; p < 16 / lanes; ++p) {
+                const Batch x = Batch::load_unaligned(values + j * 16 + p * lanes);
+                const Batch steps = scale == 0.0f ? Batch(inverse) * x : x / Batch(scale);
+                const Batch biased = nearest_biased<Arch, Range::any>(steps, -32.0f, 31.0f);
+                rounded[half * 16 / lanes + p] =
+                    bits_of<Arch>(biased) - (bits_of<Arch>(Batch(k_magic)) - middle);
+            }
         }
-        for (std::size_t i = j * 16; i < j * 16 + 16; i += lanes) {
-            const Batch x = Batch::load_unaligned(values + i);
-            const Batch steps = scale == 0.0f ? Batch(found.inverse[j]) * x : x / Batch(scale);
-            const Batch biased = nearest_biased<Arch, Range::any>(steps, -32.0f, 31.0f);
-            store_narrowed<Arch>(bits_of<Arch>(biased) + I32<Arch>(32), codes + i);
-        }
+        store_32_bytes<Arch>(rounded, codes + pair * 32);
     }
 }
 
@@ -64,15 +70,14 @@ void round_codes(const float* values, const ScaleParameters& parameters, const S
 template <class Arch>
 void pack_codes(const std::uint8_t* codes, BlockQ6K& block) noexcept {
     for (std::size_t half = 0; half < 2; ++half) {
-        std::uint8_t* nibbles = block.nibbles + half * 64;
-        std::uint8_t* high_bits = block.high_bits + half * 32;
-        for (std::size_t i = 0; i < 32; ++i) {
-            const std::uint8_t* code = codes + half * 128 + i;
-            nibbles[i] = static_cast<std::uint8_t>((code[0] & 15) | (code[64] << 4));
-            nibbles[i + 32] = static_cast<std::uint8_t>((code[32] & 15) | (code[96] << 4));
-            high_bits[i] =
-                static_cast<std::uint8_t>((code[0] >> 4) | ((code[32] >> 4) << 2) |
-                                          ((code[64] >> 4) << 4) | ((code[96] >> 4) << 6));
+        const std::uint8_t* code = codes + half * 128;
+        join_nibbles<Arch, 64>(code, code + 64, block.nibbles + half * 64);
+        for (std::size_t i = 0; i < 32; i += 8) {
+            std::uint64_t bits = 0;
+            for (unsigned quarter = 0; quarter < 4; ++quarter) {
+                bits |= EightBytes::field<Arch>(code + quarter * 32 + i, 2, 4, 2 * quarter);
+            }
+            std::memcpy(block.high_bits + half * 32 + i, &bits, sizeof(bits));
         }
     }
 }

@@ -3,6 +3,7 @@
 
 #include "base/half.hpp"
 #include "kernels/blocks.hpp"
+#include "kernels/narrowing.hpp"
 #include "kernels/search_scale_minimum.hpp"
 #include "kernels/table.hpp"
 
@@ -53,12 +54,6 @@ void round_parameters(const float* scales, const float* minima,
     out.minimum = float_to_half(largest_minimum / 63.0f);
 }
 
-/// Store the low bytes of codes that carry k_magic.
-template <class Arch>
-XSIMD_INLINE void store_codes(F32<Arch> biased, std::uint8_t* to) noexcept {
-    store_narrowed<Arch>(bits_of<Arch>(biased), to);
-}
-
 /// The codes of a super-block, against the parameters as stored. `found` and `first` give the
 /// search's own codes to sub-blocks whose scale is zero: the reference keeps those.
 template <class Arch, class Format, std::size_t count>
@@ -73,14 +68,17 @@ void round_codes(const float* values, const ScaleMinimumParameters& parameters,
     for (std::size_t j = 0; j < 8; ++j) {
         const float scale = unit * static_cast<float>(parameters.scales[j]);
         const float minimum = minimum_unit * static_cast<float>(parameters.minima[j]);
-        for (std::size_t i = j * 32; i < j * 32 + 32; i += lanes) {
-            const Batch x = Batch::load_unaligned(values + i);
+        I32<Arch> rounded[32 / lanes];
+        for (std::size_t p = 0; p < 32 / lanes; ++p) {
+            const Batch x = Batch::load_unaligned(values + j * 32 + p * lanes);
             const Batch steps =
                 scale == 0.0f
                     ? Batch(found.inverse[first + j]) * (x - Batch(found.offset[first + j]))
                     : (x + Batch(minimum)) / Batch(scale);
-            store_codes<Arch>(nearest_biased<Arch, Range::any>(steps, 0.0f, largest), codes + i);
+            const Batch biased = nearest_biased<Arch, Range::any>(steps, 0.0f, largest);
+            rounded[p] = bits_of<Arch>(biased) - bits_of<Arch>(Batch(k_magic));
         }
+        store_32_bytes<Arch>(rounded, codes + j * 32);
     }
 }
 
@@ -111,26 +109,23 @@ void unpack_parameters(const std::uint8_t* in, ScaleMinimumParameters& parameter
 template <class Arch>
 void pack_codes(const std::uint8_t* codes, BlockQ4K& block) noexcept {
     for (std::size_t pair = 0; pair < 4; ++pair) {
-        for (std::size_t i = 0; i < 32; ++i) {
-            const std::uint8_t* code = codes + pair * 64 + i;
-            block.nibbles[pair * 32 + i] = static_cast<std::uint8_t>(code[0] | (code[32] << 4));
-        }
+        join_nibbles<Arch, 32>(codes + pair * 64, codes + pair * 64 + 32,
+                               block.nibbles + pair * 32);
     }
 }
 
 template <class Arch>
 void pack_codes(const std::uint8_t* codes, BlockQ5K& block) noexcept {
     for (std::size_t pair = 0; pair < 4; ++pair) {
-        for (std::size_t i = 0; i < 32; ++i) {
-            const std::uint8_t* code = codes + pair * 64 + i;
-            block.nibbles[pair * 32 + i] =
-                static_cast<std::uint8_t>((code[0] & 15) | (code[32] << 4));
-        }
+        join_nibbles<Arch, 32>(codes + pair * 64, codes + pair * 64 + 32,
+                               block.nibbles + pair * 32);
     }
-    for (std::size_t i = 0; i < 32; ++i) {
-        unsigned bits = 0;
-        for (std::size_t j = 0; j < 8; ++j) bits |= (codes[j * 32 + i] >> 4u) << j;
-        block.fifth_bits[i] = static_cast<std::uint8_t>(bits);
+    for (std::size_t i = 0; i < 32; i += 8) {
+        std::uint64_t bits = 0;
+        for (unsigned j = 0; j < 8; ++j) {
+            bits |= EightBytes::field<Arch>(codes + j * 32 + i, 1, 4, j);
+        }
+        std::memcpy(block.fifth_bits + i, &bits, sizeof(bits));
     }
 }
 

@@ -1,4 +1,4 @@
-// The few words that all kernels share: batches, loads that widen, stores that narrow.
+// The few words that all kernels share: batches, widening loads, rounding, transposition.
 #pragma once
 
 #include <cstddef>
@@ -27,14 +27,6 @@ XSIMD_INLINE I32<Arch> load_widened(const Narrow* from) noexcept {
     alignas(k_alignment) std::int32_t wide[I32<Arch>::size];
     for (std::size_t i = 0; i < I32<Arch>::size; ++i) wide[i] = from[i];
     return I32<Arch>::load_aligned(wide);
-}
-
-/// Store the low bits of each integer; loops like this become one narrowing store or a pack.
-template <class Arch, class Narrow>
-XSIMD_INLINE void store_narrowed(I32<Arch> from, Narrow* to) noexcept {
-    alignas(k_alignment) std::int32_t wide[I32<Arch>::size];
-    from.store_aligned(wide);
-    for (std::size_t i = 0; i < I32<Arch>::size; ++i) to[i] = static_cast<Narrow>(wide[i]);
 }
 
 template <class Arch>
