@@ -240,8 +240,8 @@ py::bytes write_safetensors(
     for (const auto& [name, dtype, shape] : tensors) {
         const auto known = dtype_named(dtype);
         if (!known) {
-            throw Error(ErrorKind::usage, "tensor " + quoted(name) + " has the unknown dtype " +
-                                              quoted(dtype));
+            throw Error(ErrorKind::usage,
+                        "tensor " + quoted(name) + " has the unknown dtype " + quoted(dtype));
         }
         entries.push_back({name, *known, shape, 0, 0});
     }
@@ -268,8 +268,9 @@ py::object parse_gguf_start(const py::object& start, std::uint64_t file_size) {
     py::list metadata(header->metadata.size());
     for (std::size_t i = 0; i < header->metadata.size(); ++i) {
         const auto& [key, value] = header->metadata[i];
-        metadata[i] = py::make_tuple(key, type_name(value),
-                                     std::visit([](const auto& held) { return to_python(held); }, value));
+        metadata[i] =
+            py::make_tuple(key, type_name(value),
+                           std::visit([](const auto& held) { return to_python(held); }, value));
     }
     py::list tensors(header->tensors.size());
     for (std::size_t i = 0; i < header->tensors.size(); ++i) {
@@ -310,23 +311,27 @@ py::tuple write_gguf(
 void bind_formats(py::module_& m) {
     m.def("safetensors_header_length", &header_length, py::arg("prefix"), py::arg("file_size"),
           "Bytes of JSON after a safetensors file's first 8, which ``prefix`` must hold.\n\n"
-          "Raises FormatError when the file cannot be one: too short, a Git-LFS pointer, a web page.");
-    m.def("parse_safetensors", &parse_safetensors, py::arg("header"), py::arg("file_size"),
-          "Check and read a safetensors header (the JSON after the first 8 bytes).\n\n"
-          "Returns ([(name, dtype, shape, begin, end)], metadata): dtypes as in the file ('BF16'),\n"
-          "begin and end in bytes from the file's start, tensors in the order of their data.\n"
-          "Raises FormatError or UnsupportedError.");
+          "Raises FormatError when the file cannot be one: too short, a Git-LFS pointer, a web "
+          "page.");
+    m.def(
+        "parse_safetensors", &parse_safetensors, py::arg("header"), py::arg("file_size"),
+        "Check and read a safetensors header (the JSON after the first 8 bytes).\n\n"
+        "Returns ([(name, dtype, shape, begin, end)], metadata): dtypes as in the file ('BF16'),\n"
+        "begin and end in bytes from the file's start, tensors in the order of their data.\n"
+        "Raises FormatError or UnsupportedError.");
     m.def("write_safetensors_header", &write_safetensors, py::arg("tensors"), py::arg("metadata"),
           "The first bytes (length, JSON, padding) of a safetensors file whose data stand in the\n"
           "order of ``tensors``, a list of (name, dtype, shape). Raises UsageError.");
-    m.def("parse_gguf", &parse_gguf_start, py::arg("start"), py::arg("file_size"),
-          "Check and read a GGUF header from the file's start (or the whole, mapped file).\n\n"
-          "Returns None when the header goes on past ``start``: call again with more. Else a dict:\n"
-          "version, alignment, data_offset, metadata [(key, type, value)], tensors [(name, dims,\n"
-          "ggml type id, offset, bytes)]; dims have the row's length first, offsets count from the\n"
-          "file's start. Types are 'uint32', 'string', 'array:int32', ... Strings are str where they\n"
-          "are UTF-8, else bytes; arrays of numbers are NumPy arrays, arrays of strings lists.\n"
-          "Raises FormatError or UnsupportedError.");
+    m.def(
+        "parse_gguf", &parse_gguf_start, py::arg("start"), py::arg("file_size"),
+        "Check and read a GGUF header from the file's start (or the whole, mapped file).\n\n"
+        "Returns None when the header goes on past ``start``: call again with more. Else a dict:\n"
+        "version, alignment, data_offset, metadata [(key, type, value)], tensors [(name, dims,\n"
+        "ggml type id, offset, bytes)]; dims have the row's length first, offsets count from the\n"
+        "file's start. Types are 'uint32', 'string', 'array:int32', ... Strings are str where "
+        "they\n"
+        "are UTF-8, else bytes; arrays of numbers are NumPy arrays, arrays of strings lists.\n"
+        "Raises FormatError or UnsupportedError.");
     m.def("write_gguf_header", &write_gguf, py::arg("metadata"), py::arg("tensors"),
           py::arg("alignment") = k_gguf_default_alignment,
           "The first bytes of a GGUF file: (header, offset of each tensor, size of the file).\n\n"

@@ -1,9 +1,13 @@
 // Plans as Python data turned into structs, and their execution.
-#include <optional>
+#include <algorithm>
+#include <span>
 #include <tuple>
 
 #include "base/checked.hpp"
+#include "base/crc32c.hpp"
+#include "base/workers.hpp"
 #include "bindings/watch.hpp"
+#include "io/staged.hpp"
 #include "pipeline/executor.hpp"
 #include "pipeline/stages.hpp"
 
@@ -79,7 +83,47 @@ py::dict execute(const std::vector<SourceRow>& sources, std::vector<TensorRow> t
 
 }  // namespace
 
+namespace {
+
+// Whole buffers at known places, for tensors that are in memory already.
+void write_file(const std::string& path, std::uint64_t size,
+                const std::vector<std::pair<std::uint64_t, py::buffer>>& pieces, bool overwrite) {
+    std::vector<py::buffer_info> buffers;
+    for (const auto& [offset, buffer] : pieces) {
+        buffers.push_back(buffer.request());
+        const auto bytes = static_cast<std::uint64_t>(buffers.back().size) *
+                           static_cast<std::uint64_t>(buffers.back().itemsize);
+        const auto end = try_add(offset, bytes);
+        if (!end || *end > size) throw Error(ErrorKind::internal, "a piece ends past the file");
+    }
+    const auto observe = watch_progress(py::none());
+    const py::gil_scoped_release released;
+    io::StagedFile file(path, size, overwrite);
+    Progress progress;
+    run_workers(
+        1, progress,
+        [&](unsigned) {
+            constexpr std::uint64_t k_step = std::uint64_t{16} << 20;
+            for (std::size_t i = 0; i < pieces.size(); ++i) {
+                const auto* data = static_cast<const std::byte*>(buffers[i].ptr);
+                const auto bytes = static_cast<std::uint64_t>(buffers[i].size) *
+                                   static_cast<std::uint64_t>(buffers[i].itemsize);
+                for (std::uint64_t at = 0; at < bytes && !progress.stop; at += k_step) {
+                    const std::uint64_t count = std::min(k_step, bytes - at);
+                    file.write({data + at, count}, pieces[i].first + at);
+                }
+            }
+            file.sync(progress.stop);
+        },
+        [&] { observe(0); });
+    file.commit();
+}
+
+}  // namespace
+
 void bind_pipeline(py::module_& module) {
+    module.def("write_file", &write_file, py::arg("path"), py::arg("size"), py::arg("pieces"),
+               py::arg("overwrite"));
     module.def("execute", &execute, py::arg("sources"), py::arg("tensors"), py::arg("files"),
                py::arg("threads"), py::arg("overwrite"), py::arg("measure"),
                py::arg("progress") = py::none(), py::arg("inspect") = py::none());
@@ -97,6 +141,13 @@ void bind_pipeline(py::module_& module) {
                                     found.block_bytes);
         },
         py::arg("codec"), py::arg("rows"), py::arg("columns"));
+    module.def(
+        "crc32c",
+        [](const py::bytes& bytes) {
+            const auto view = static_cast<std::string_view>(bytes);
+            return crc32c(std::as_bytes(std::span(view)));
+        },
+        py::arg("bytes"));
     module.attr("scratch_bytes") = pipeline::Scratch::bytes();
 }
 

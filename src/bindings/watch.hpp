@@ -12,10 +12,15 @@ namespace phiquant::bindings {
 /// thrown as its exception) and calls `callback(done)` unless it is None. Only to be called on the
 /// thread that came from Python.
 inline std::function<void(std::uint64_t)> watch_progress(const pybind11::object& callback) {
-    return [&callback](std::uint64_t done) {
+    // A borrowed pointer: the function may be destroyed without the GIL, and the caller holds it.
+    PyObject* const borrowed = callback.is_none() ? nullptr : callback.ptr();
+    return [borrowed](std::uint64_t done) {
         const pybind11::gil_scoped_acquire acquired;
         if (PyErr_CheckSignals() != 0) throw pybind11::error_already_set();
-        if (!callback.is_none()) callback(done);
+        if (borrowed != nullptr) {
+            const pybind11::handle function(borrowed);
+            function(done);
+        }
     };
 }
 

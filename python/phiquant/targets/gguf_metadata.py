@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -260,6 +261,10 @@ def _named(parts: NameParts) -> dict[str, str]:
     return {key: value for key, value in found.items() if value is not None}
 
 
+_ADDRESS = re.compile(r"(https?|ssh)://")
+_HUB_ADDRESS = re.compile(r"https?://huggingface\.co/([^/]+/[^/]+)")
+
+
 def _relatives(card: Card, keys: tuple[str, ...], parameters: int) -> list[Kv]:
     """Base models or data sets: their number, and of each the name, version, owner, address."""
     key = next((key for key in keys if key in card), None)
@@ -269,13 +274,13 @@ def _relatives(card: Card, keys: tuple[str, ...], parameters: int) -> list[Kv]:
     names = _listed(card[key])
     pairs: list[Kv] = [(f"{group}.count", "uint32", len(names))]
     for index, model_id in enumerate(names):
-        address = model_id if model_id.startswith(("http://", "https://", "ssh://")) else None
+        address = model_id if _ADDRESS.match(model_id) else None
         if address is not None:
-            hub = address.split("://", 1)[1].removeprefix("huggingface.co/")
-            if hub.count("/") != 1 or not address.startswith("http") or hub == address[8:]:
+            hub = _HUB_ADDRESS.fullmatch(address)
+            if hub is None:
                 pairs.append((f"{group}.{index}.repo_url", "string", address))
                 continue
-            model_id = hub
+            model_id = hub[1]
         parts = name_parts(model_id, parameters)
         found = _named(parts)
         if parts.organization:

@@ -11,6 +11,7 @@ Card = Mapping[str, "str | list[str]"]
 
 _MAX_BYTES = 4 << 20
 _KEY = re.compile(r"^([A-Za-z0-9_.\-]+)\s*:(?:\s+(.*))?$")
+_QUOTED = re.compile(r"""'(?:[^']|'')*'|"(?:[^"\\]|\\.)*\"""")
 _NESTED = re.compile(r"^[A-Za-z0-9_.\-\"' ]+:(\s|$)")
 
 
@@ -67,7 +68,8 @@ def _block(below: list[str]) -> str | list[str] | None:
     style, lines = below[0], [line for line in below[1:] if not line.lstrip().startswith("#")]
     if style:
         words = [line.strip() for line in lines]
-        return ("\n" if style[0] == "|" else " ").join(words).strip()
+        text = ("\n" if style[0] == "|" else " ").join(words).strip()
+        return text + ("" if style.endswith("-") else "\n")
     items: list[str] = []
     for line in lines:
         text = line.strip()
@@ -81,9 +83,9 @@ def _block(below: list[str]) -> str | list[str] | None:
 
 def _without_comment(text: str) -> str:
     text = text.strip()
-    if text[:1] in ("'", '"'):
-        end = text.find(text[0], 1)
-        return text[: end + 1] if end > 0 else text
+    quoted = _QUOTED.match(text)
+    if quoted:
+        return quoted[0]
     return re.split(r"\s#", text, maxsplit=1)[0].strip()
 
 

@@ -48,7 +48,7 @@ def title(name: str) -> str:
 
 def size_label(parameters: int) -> str:
     """The number of weights with two digits at least: ``3.8B``, ``15B``, ``7.2M``."""
-    units = ((1e12, 1e-12, "T"), (1e9, 1e-9, "B"), (1e6, 1e-6, "M"), (0.0, 1e-3, "K"))
+    units = ((1e12, 1e-12, "T"), (1e9, 1e-9, "B"), (1e6, 1e-6, "M"), (-1, 1e-3, "K"))
     unit, suffix = next((unit, suffix) for least, unit, suffix in units if parameters > least)
     scaled = parameters * unit
     digits = len(str(round(scaled)).lstrip("0"))

@@ -13,8 +13,9 @@ from phiquant.errors import UsageError
 _MAX_LICENSE_BYTES = 1 << 20
 _LICENSE_NAMES: Final = re.compile(r"^(licen[cs]e|copying)(\.(txt|md))?$", re.IGNORECASE)
 
-# A value within triple quotes ends at the first line that ends with three quotes (Ollama's parser).
-_ENDS_EARLY = re.compile(r'""" *$', re.MULTILINE)
+# Ollama's parser drops what is not printable and ends a value within triple quotes at the first line
+# that then ends with three quotes, blanks aside.
+_ENDS_EARLY = re.compile(r'"""(?=\s*$)', re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,8 @@ def modelfile(
         # What is no printable line cannot be said in one; such a token ends the text by its id all
         # the same.
         if stop.isprintable() and stop.strip() == stop:
-            lines.append(f'PARAMETER stop "{stop}"')
+            quote = '"""' if '"' in stop else '"'
+            lines.append(f"PARAMETER stop {quote}{stop}{quote}")
     if license_text and license_text.strip():
         lines.append(f"LICENSE {_quoted(_plain(license_text))}")
     return "\n".join(lines) + "\n"
@@ -158,9 +160,10 @@ def _from(name: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """The text with plain line breaks and without control characters."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return "".join(c for c in text if c in "\n\t" or c.isprintable() or not c.isascii()).strip("\n")
+    """The text with plain line breaks and blanks, and without what Ollama's parser would drop."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    plain = (line.replace("\t", "    ").replace("\xa0", " ") for line in lines)
+    return "\n".join("".join(filter(str.isprintable, line)) for line in plain).strip("\n")
 
 
 def _quoted(text: str) -> str:

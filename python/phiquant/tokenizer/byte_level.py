@@ -24,7 +24,7 @@ def read(
     tokenizer_path: pathlib.Path,
     from_config: list[AddedToken],
 ) -> Vocabulary:
-    """The vocabulary from ``tokenizer.json``, or without it from ``vocab.json`` and ``merges.txt``."""
+    """The vocabulary from ``tokenizer.json``, or from ``vocab.json`` and ``merges.txt``."""
     if tokenizer:
         model = files.expect_object(tokenizer.get("model"), "model", tokenizer_path)
         _check_model(model, tokenizer_path)
@@ -117,8 +117,8 @@ def _check_model(model: Mapping[str, Any], path: pathlib.Path) -> None:
     for name in ("byte_fallback", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
             raise UnsupportedError(
-                f"sets {name} to {files.shown(str(model[name]))}; llama.cpp's byte-level BPE has no "
-                "such thing",
+                f"sets {name} to {files.shown(str(model[name]))}; llama.cpp's byte-level BPE has "
+                "no such thing",
                 file=path,
             )
     if model.get("ignore_merges"):

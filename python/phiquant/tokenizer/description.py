@@ -105,7 +105,7 @@ class Tokenizer:
 
 
 def needs_phi3_name(tokenizer: Tokenizer) -> bool:
-    """Whether ``general.name`` must hold "phi-3" or "phi3" for llama.cpp to agree with Hugging Face.
+    """Whether ``general.name`` must hold "phi-3" or "phi3", or else must not.
 
     GGUF has no field for ``rstrip``. llama.cpp (llama-vocab.cpp, the end of ``load``) therefore
     sets it from the lower-cased ``general.name``: with "phi-3" or "phi3" in it, every token that is

@@ -101,8 +101,8 @@ def _is_bpe(folder: pathlib.Path, config: Mapping[str, Any], tokenizer: Mapping[
         return True
     if tokenizer:
         raise FormatError(
-            "describes neither SentencePiece's BPE with byte fallback nor byte-level BPE, which the "
-            "Phi models use",
+            "describes neither SentencePiece's BPE with byte fallback nor byte-level BPE, which "
+            "the Phi models use",
             file=folder / "tokenizer.json",
         )
     raise FormatError(

@@ -226,8 +226,8 @@ def _template_text(value: object, path: pathlib.Path | None) -> str:
         and len(text.encode("utf-8")) > files.MAX_CHAT_TEMPLATE
     ):
         raise FormatError(
-            f"has a chat template of {len(text)} characters; at most {files.MAX_CHAT_TEMPLATE} bytes "
-            "are accepted",
+            f"has a chat template of {len(text)} characters; at most {files.MAX_CHAT_TEMPLATE} "
+            "bytes are accepted",
             file=path,
         )
     return text

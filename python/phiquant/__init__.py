@@ -1,0 +1,50 @@
+"""phiquant: quantize Phi models into the files that run on devices, with the bits of each format's own tool."""
+
+from __future__ import annotations
+
+from phiquant import gguf, safetensors
+from phiquant._core import version as __version__
+from phiquant.checkpoint import Checkpoint, open_checkpoint
+from phiquant.codecs import Codec, all_codecs
+from phiquant.convert import convert, plan
+from phiquant.errors import (
+    ChangedError,
+    FormatError,
+    InternalError,
+    IoError,
+    PhiquantError,
+    ShapeError,
+    UnsupportedError,
+    UsageError,
+    ValueRangeError,
+)
+from phiquant.plan import Plan
+from phiquant.report import Report
+from phiquant.tensor import QuantizedTensor, quantize
+
+open = open_checkpoint
+
+__all__ = [
+    "ChangedError",
+    "Checkpoint",
+    "Codec",
+    "FormatError",
+    "InternalError",
+    "IoError",
+    "PhiquantError",
+    "Plan",
+    "QuantizedTensor",
+    "Report",
+    "ShapeError",
+    "UnsupportedError",
+    "UsageError",
+    "ValueRangeError",
+    "__version__",
+    "all_codecs",
+    "convert",
+    "gguf",
+    "open",
+    "plan",
+    "quantize",
+    "safetensors",
+]

@@ -1,0 +1,5 @@
+"""``python -m phiquant`` is the command ``phiquant``."""
+
+from phiquant.cli import main
+
+main()

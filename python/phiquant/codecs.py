@@ -1,0 +1,88 @@
+"""The codec table, as C++ holds it, and the names that GGUF gives to types of its own."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from functools import lru_cache
+
+from phiquant import _core
+from phiquant.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Codec:
+    """One way to hold weights.
+
+    Attributes
+    ----------
+    name : str
+        As users write it: ``q4_k``.
+    grid : str
+        ``float``, ``scale`` (codes times a scale), ``scale and minimum``.
+    block_values, sub_block_values : int
+        Weights a block, and weights that share a scale.
+    block_bytes : int
+    ggml_type : int
+        The type's id in GGUF files.
+    bits_per_weight : float
+    """
+
+    name: str
+    grid: str
+    block_values: int
+    sub_block_values: int
+    block_bytes: int
+    ggml_type: int
+    bits_per_weight: float
+
+    def bytes_of(self, rows: int, columns: int) -> int:
+        """Bytes of ``rows`` rows of ``columns`` weights.
+
+        Raises
+        ------
+        phiquant.ShapeError
+            ``columns`` is no multiple of ``block_values``.
+        """
+        return _core.block_bytes(self.name, rows, columns)
+
+
+@lru_cache(maxsize=1)
+def all_codecs() -> tuple[Codec, ...]:
+    """Every codec that can be encoded and decoded."""
+    return tuple(Codec(**row) for row in _core.codecs())
+
+
+def find_codec(name: str) -> Codec:
+    """A codec by its name, in any case.
+
+    Raises
+    ------
+    phiquant.UsageError
+        There is none; the message names the nearest ones.
+    """
+    wanted = str(name).strip().lower()
+    names = {codec.name: codec for codec in all_codecs()}
+    if wanted in names:
+        return names[wanted]
+    near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
+    remedy = f"Did you mean {' or '.join(near)}? " if near else ""
+    raise UsageError(
+        f"there is no codec '{name}'", remedy=f"{remedy}`phiquant formats` lists them all."
+    )
+
+
+def codec_of_ggml_type(ggml_type: int) -> Codec | None:
+    """The codec of a GGUF tensor type, or None when phiquant does not decode it."""
+    return next((codec for codec in all_codecs() if codec.ggml_type == ggml_type), None)
+
+
+#: Names of all tensor types of GGUF (ggml.h), for listing files that hold others than our codecs.
+GGML_TYPE_NAMES: dict[int, str] = dict(
+    enumerate("f32 f16 q4_0 q4_1 q4_2 q4_3 q5_0 q5_1 q8_0 q8_1".split())
+) | {
+    10: "q2_k", 11: "q3_k", 12: "q4_k", 13: "q5_k", 14: "q6_k", 15: "q8_k", 16: "iq2_xxs",
+    17: "iq2_xs", 18: "iq3_xxs", 19: "iq1_s", 20: "iq4_nl", 21: "iq3_s", 22: "iq2_s",
+    23: "iq4_xs", 24: "i8", 25: "i16", 26: "i32", 27: "i64", 28: "f64", 29: "iq1_m", 30: "bf16",
+    34: "tq1_0", 35: "tq2_0", 39: "mxfp4", 40: "nvfp4", 41: "q1_0", 42: "q2_0",
+}  # fmt: skip

@@ -1,0 +1,189 @@
+"""From a source and targets to a plan, and from a plan to files: what scripts call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from phiquant.architectures import ModelSpec, check_tensors, read_config, spec_from_config
+from phiquant.architectures.from_gguf import spec_from_gguf
+from phiquant.checkpoint import Checkpoint, open_checkpoint
+from phiquant.errors import FormatError, UnsupportedError, UsageError
+from phiquant.plan import Plan, PlannedTarget
+from phiquant.recipes.mixes import MixName
+from phiquant.report import Report
+from phiquant.targets.gguf import Choices, plan_from_gguf, plan_from_model
+from phiquant.targets.gguf_metadata import read_source_facts
+from phiquant.targets.names import Target, gguf_codec, parse_override, parse_target
+from phiquant.tensor import check_quality
+from phiquant.tokenizer import load as load_tokenizer
+
+
+def plan(
+    source: str | os.PathLike[str] | Checkpoint,
+    to: str | Iterable[str],
+    *,
+    quality: str = "reference",
+    mix: MixName = "current",
+    pure: bool = False,
+    output_type: str | None = None,
+    embedding_type: str | None = None,
+    tensor: str | Iterable[str] = (),
+    requantize: bool = False,
+    progress: bool = False,
+) -> Plan:
+    """Decide what a conversion will read and write. Only headers and small files are read.
+
+    Parameters
+    ----------
+    source : str, path or Checkpoint
+        A Hugging Face folder, a GGUF file, or a hub id (``owner/name[@revision]``).
+    to : str or iterable of str
+        Targets, as ``"gguf:q4_k_m"``; a bare llama-quantize name means GGUF.
+    quality : "reference"
+        The bits of the format's own tool.
+    mix : "current" or "published"
+        llama-quantize's rules today, or those that the published Phi files were made with.
+    pure : bool
+        One codec for all matrices.
+    output_type, embedding_type : str, optional
+        Codecs of the output matrix and of the embedding table.
+    tensor : str or iterable of str
+        Overrides ``[gguf:]GLOB=CODEC`` on source tensor names; the first match decides.
+    requantize : bool
+        Allow a quantized GGUF as the source, with the loss of a second rounding.
+    progress : bool
+        Show a download's progress.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    phiquant.UsageError
+        Unknown targets, codecs or globs that match nothing.
+    phiquant.UnsupportedError
+        A model or format that phiquant does not convert.
+    phiquant.FormatError
+        A damaged source.
+    """
+    check_quality(quality)
+    targets = [parse_target(text) for text in ([to] if isinstance(to, str) else to)]
+    if not targets:
+        raise UsageError("no target was given", remedy="Name one, such as to='q4_k_m'.")
+    overrides = [parse_override(text) for text in ([tensor] if isinstance(tensor, str) else tensor)]
+    choices = Choices(
+        mix=mix,
+        pure=pure,
+        output_type=None if output_type is None else gguf_codec(output_type),
+        embedding_type=None if embedding_type is None else gguf_codec(embedding_type),
+        overrides=tuple((override.glob, override.codec) for override in overrides),
+        requantize=requantize,
+    )
+    checkpoint = (
+        source if isinstance(source, Checkpoint) else open_checkpoint(source, progress=progress)
+    )
+    make = _from_gguf if checkpoint.format == "gguf" else _from_model
+    return Plan(checkpoint, make(checkpoint, targets, choices))
+
+
+def convert(
+    source: str | os.PathLike[str] | Checkpoint,
+    to: str | Iterable[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    quality: str = "reference",
+    mix: MixName = "current",
+    pure: bool = False,
+    output_type: str | None = None,
+    embedding_type: str | None = None,
+    tensor: str | Iterable[str] = (),
+    requantize: bool = False,
+    progress: bool | Callable[[int, int], None] = False,
+    overwrite: bool = False,
+    threads: int | None = None,
+    sha256: bool = False,
+    companions: bool = False,
+) -> Report:
+    """Convert a model: :func:`plan`, then :meth:`Plan.run`, whose parameters and errors these are.
+
+    Returns
+    -------
+    Report
+        ``report.path`` is the result.
+    """
+    return plan(
+        source,
+        to,
+        quality=quality,
+        mix=mix,
+        pure=pure,
+        output_type=output_type,
+        embedding_type=embedding_type,
+        tensor=tensor,
+        requantize=requantize,
+        progress=bool(progress),
+    ).run(
+        out,
+        progress=progress,
+        overwrite=overwrite,
+        threads=threads,
+        sha256=sha256,
+        companions=companions,
+    )
+
+
+def _from_model(
+    checkpoint: Checkpoint, targets: list[Target], choices: Choices
+) -> tuple[PlannedTarget, ...]:
+    config_file = checkpoint.folder / "config.json"
+    if not config_file.exists():
+        raise FormatError(
+            "is missing, and without it weights are only numbers",
+            file=config_file,
+            remedy="Give the model's whole folder, as it was published.",
+        )
+    config = read_config(config_file)
+    spec = check_tensors(
+        spec_from_config(config, file=config_file),
+        {entry.name: (entry.type, entry.shape) for entry in checkpoint.entries.values()},
+        file=checkpoint.path,
+        config_file=config_file,
+    )
+    facts = read_source_facts(checkpoint.folder, config, name=checkpoint.name)
+    tokenizer = load_tokenizer(checkpoint.folder, vocab_size=spec.vocabulary)
+    return tuple(
+        plan_from_model(checkpoint, spec, facts, tokenizer, target, choices) for target in targets
+    )
+
+
+def _from_gguf(
+    checkpoint: Checkpoint, targets: list[Target], choices: Choices
+) -> tuple[PlannedTarget, ...]:
+    if int(checkpoint.metadata.get("split.count", 0)) > 1:
+        raise UnsupportedError(
+            "is one of several split files",
+            file=checkpoint.path,
+            remedy="Merge them first: llama-gguf-split --merge.",
+        )
+    spec = gguf_spec(checkpoint)
+    return tuple(plan_from_gguf(checkpoint, spec, target, choices) for target in targets)
+
+
+def gguf_spec(checkpoint: Checkpoint) -> ModelSpec:
+    """The model of an open GGUF."""
+    factors = {}
+    for kind in ("long", "short"):
+        entry = checkpoint.entries.get(f"rope_factors_{kind}.weight")
+        if entry is None:
+            continue
+        if entry.type != "f32" or len(entry.shape) != 1 or entry.nbytes > 1 << 16:
+            raise FormatError("is no short float32 vector", file=checkpoint.path, tensor=entry.name)
+        values = np.frombuffer(checkpoint.files[0].read(entry.offset, entry.nbytes), np.float32)
+        factors[kind] = tuple(float(value) for value in values)
+    shapes = {entry.name: entry.shape for entry in checkpoint.entries.values()}
+    return spec_from_gguf(checkpoint.metadata, shapes, factors, file=Path(checkpoint.path))

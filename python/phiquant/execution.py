@@ -1,0 +1,274 @@
+"""Hands a plan to the executor, watches it, and makes the report."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from phiquant import _core
+from phiquant.errors import IoError, PhiquantError, UsageError
+from phiquant.report import OutputFile, Report, TensorReport
+
+if TYPE_CHECKING:
+    from phiquant.plan import Plan, PlannedFile, PlannedTensor
+
+# Bars appear for what takes longer than this many seconds.
+_BAR_DELAY = 0.5
+
+
+def execute(
+    plan: Plan,
+    outputs: tuple[Path, ...],
+    *,
+    progress: bool | Callable[[int, int], None],
+    overwrite: bool,
+    threads: int,
+    sha256: bool,
+    companions: bool,
+) -> Report:
+    """Run a plan into ``outputs``, one path a target; see :meth:`phiquant.Plan.run`."""
+    start = time.perf_counter()
+    files = [file for target in plan.targets for file in target.files]
+    checks = [target.check for target in plan.targets for _ in target.files]
+    paths = [
+        path if len(target.files) == 1 else path / file.name
+        for target, path in zip(plan.targets, outputs, strict=True)
+        for file in target.files
+    ]
+    extras = _companions(plan, outputs) if companions else {}
+    _preflight(plan, [*paths, *extras], overwrite)
+    sources, tensors, order = _core_tensors(plan, files)
+    hashes: list[str | None] = [None] * len(files)
+
+    def inspect(staged: list[str]) -> None:
+        for number, path in enumerate(staged):
+            try:
+                checks[number](Path(path), files[number])
+            except PhiquantError as error:
+                raise type(error)(error.cause, file=paths[number], tensor=error.tensor) from None
+            if sha256:
+                hashes[number] = _sha256(Path(path))
+
+    with _Bar(progress, plan.source_bytes) as watch:
+        result = _core.execute(
+            sources,
+            tensors,
+            [
+                (os.fspath(path), file.size, _literals(file))
+                for path, file in zip(paths, files, strict=True)
+            ],
+            threads,
+            overwrite,
+            True,
+            watch,
+            inspect,
+        )
+    for path, text in extras.items():
+        _core.write_file(os.fspath(path), len(text), [(0, text)], overwrite)
+    measured = _by_output(result["tensors"], order)
+    return Report(
+        source=str(plan.checkpoint.path),
+        files=tuple(
+            _output(plan, number, path, file, hashes[number], measured)
+            for number, (path, file) in enumerate(zip(paths, files, strict=True))
+        ),
+        companions=tuple(map(str, extras)),
+        source_bytes=plan.source_bytes,
+        seconds=time.perf_counter() - start,
+        seconds_encoding=result["seconds_encoding"],
+        seconds_syncing=result["seconds_syncing"],
+        threads=threads,
+        arch=_core.active_arch(),
+        notes=tuple(note for target in plan.targets for note in target.notes),
+        hints=tuple(
+            target.hint(path) for target, path in zip(plan.targets, outputs, strict=True)
+        ),
+    )
+
+
+def _companions(plan: Plan, outputs: tuple[Path, ...]) -> dict[Path, bytes]:
+    extras: dict[Path, bytes] = {}
+    for target, path in zip(plan.targets, outputs, strict=True):
+        for name, text in target.companions(path).items():
+            place = path.parent / name
+            if place in extras:
+                raise UsageError(
+                    f"{place} would be written for two targets", remedy="Convert them one by one."
+                )
+            extras[place] = text.encode()
+    return extras
+
+
+def _preflight(plan: Plan, paths: list[Path], overwrite: bool) -> None:
+    """Refuse what cannot end well before anything is read or written."""
+    inputs = {source.path.resolve() for source in plan.checkpoint.files}
+    needed: dict[Path, int] = {}
+    for path in paths:
+        _check_name(path)
+        parent = path.parent
+        if not parent.is_dir():
+            raise IoError(
+                "cannot be written: its folder does not exist",
+                file=path,
+                remedy=f"Create the folder first: mkdir -p {parent}",
+            )
+        if path.resolve() in inputs:
+            raise UsageError(
+                "is the source itself", file=path, remedy="Choose another name for the output."
+            )
+        if path.is_dir():
+            raise UsageError("is a folder", file=path, remedy="Name a file as the output.")
+        if not overwrite and os.path.lexists(path):
+            raise UsageError(
+                "exists already",
+                file=path,
+                remedy="Choose another output, or pass --overwrite (overwrite=True).",
+            )
+    for path in paths:
+        needed[path.parent] = plan.nbytes
+    for parent, size in needed.items():
+        free = shutil.disk_usage(parent).free
+        if size > free:
+            raise IoError(
+                f"the disk has {free} bytes free, and the result needs {size}",
+                file=parent,
+                remedy="Free some space, or write to another disk.",
+            )
+
+
+def _check_name(path: Path) -> None:
+    try:
+        length = len(os.fsencode(path.name))
+    except UnicodeEncodeError:
+        raise UsageError("the output's name cannot be encoded", file=repr(path)) from None
+    if length > 255:
+        raise IoError(
+            f"cannot be written: its name has {length} bytes, and file systems take 255",
+            file=f"{path.name[:40]}...",
+            remedy="Choose a shorter name.",
+        )
+    if "\0" in str(path):
+        raise UsageError("the output's name has a NUL in it")
+
+
+def _literals(file: PlannedFile) -> list[tuple[int, bytes]]:
+    made = [(t.offset, t.literal) for t in file.tensors if t.source is None]
+    return [(0, file.header), *made]
+
+
+def _core_tensors(
+    plan: Plan, files: list[PlannedFile]
+) -> tuple[list[Any], list[Any], list[list[tuple[int, str]]]]:
+    """Sources, tensors and outputs as the executor takes them, each source tensor once."""
+    entries = plan.checkpoint.entries
+    outputs: dict[str, list[tuple[int, PlannedTensor]]] = {}
+    for number, file in enumerate(files):
+        for tensor in file.tensors:
+            if tensor.source is not None:
+                outputs.setdefault(tensor.source, []).append((number, tensor))
+    tensors, order = [], []
+    for name, wanted in outputs.items():
+        entry = entries[name]
+        columns = entry.shape[-1]
+        rows = math.prod(entry.shape[:-1])
+        tensors.append(
+            (
+                name,
+                columns,
+                [(entry.file, entry.type, entry.offset, rows)],
+                [(tensor.codec, number, tensor.offset) for number, tensor in wanted],
+            )
+        )
+        order.append([(number, tensor.name) for number, tensor in wanted])
+    sources = [
+        (os.fspath(s.path), s.device, s.inode, s.size, s.modified_ns)
+        for s in plan.checkpoint.files
+    ]
+    return sources, tensors, order
+
+
+def _by_output(
+    rows: list[list[tuple[int, int, float, float]]], order: list[list[tuple[int, str]]]
+) -> dict[tuple[int, str], tuple[str, float]]:
+    """Checksum and relative error of every (file, tensor)."""
+    found = {}
+    for outputs, keys in zip(rows, order, strict=True):
+        for (_, crc, error, signal), key in zip(outputs, keys, strict=True):
+            relative = math.sqrt(error / signal) if signal > 0 else 0.0
+            found[key] = (f"{crc:08x}", relative)
+    return found
+
+
+def _output(
+    plan: Plan,
+    number: int,
+    path: Path,
+    file: PlannedFile,
+    sha256: str | None,
+    measured: dict[tuple[int, str], tuple[str, float]],
+) -> OutputFile:
+    owner = next(target for target in plan.targets if any(f is file for f in target.files))
+    tensors = []
+    for t in file.tensors:
+        crc, error = measured.get((number, t.name), ("", 0.0))
+        crc = crc or f"{_core.crc32c(t.literal):08x}"
+        tensors.append(TensorReport(t.name, t.source, t.codec, t.shape, t.nbytes, crc, error))
+    weights = sum(math.prod(t.shape) for t in tensors)
+    bits = 8 * file.size / max(1, weights)
+    return OutputFile(owner.target, str(path), file.size, bits, sha256, tuple(tensors))
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
+class _Bar:
+    """A tqdm bar on stderr (or in a notebook), a function, or nothing, as the executor's watcher."""
+
+    def __init__(self, progress: bool | Callable[[int, int], None], total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._bar: Any = None
+        self._done = 0
+
+    def __enter__(self) -> Callable[[int], None] | None:
+        if not self._progress:
+            return None
+        if callable(self._progress):
+            report = self._progress
+            return lambda done: report(done, self._total)
+        from tqdm.auto import tqdm
+
+        # In a notebook tqdm draws a widget where ipywidgets is installed, and text elsewhere.
+        self._bar = tqdm(
+            total=self._total,
+            unit="B",
+            unit_scale=True,
+            desc="converting",
+            delay=_BAR_DELAY,
+            leave=False,
+            file=sys.stderr,
+        )
+        return self._advance
+
+    def _advance(self, done: int) -> None:
+        self._bar.update(done - self._done)
+        self._done = done
+        if done == self._total:
+            self._bar.set_description("syncing to disk")
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()

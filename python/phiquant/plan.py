@@ -1,0 +1,289 @@
+"""The plan: every output file, every tensor in it, its codec, its place and its size, before a byte is written."""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from phiquant import _core
+from phiquant.checkpoint import Checkpoint
+from phiquant.errors import UsageError
+from phiquant.report import Report
+from phiquant.tensor import check_threads
+from phiquant.texts import bytes_text, table
+
+#: What one process needs beside the workers' tiles: the interpreter, NumPy, headers, a vocabulary.
+_BASE_MEMORY = 96 << 20
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One tensor of an output file.
+
+    Attributes
+    ----------
+    name : str
+        In the output.
+    source : str or None
+        In the checkpoint; None for what is made from the config, whose bytes are ``literal``.
+    codec : str
+    shape : tuple of int
+    offset, nbytes : int
+        Its place in the file.
+    """
+
+    name: str
+    source: str | None
+    codec: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+    literal: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """One output file; what no tensor or header covers is zero."""
+
+    name: str
+    size: int
+    header: bytes = field(repr=False)
+    tensors: tuple[PlannedTensor, ...]
+
+
+@dataclass(frozen=True)
+class PlannedTarget:
+    """One target's files.
+
+    Attributes
+    ----------
+    target : str
+        As ``gguf:q4_k_m``.
+    name : str
+        The output's name where the user gives none.
+    files : tuple of PlannedFile
+    notes : tuple of str
+        What the user should know, such as codecs that gave way to others.
+    check : callable
+        Reopens a staged file with the format's own reader; raises when it is not as planned.
+    companions : callable
+        Makes small text files beside the result, by name, once the result's path is known.
+    hint : callable
+        A command that runs the result.
+    """
+
+    target: str
+    name: str
+    files: tuple[PlannedFile, ...]
+    notes: tuple[str, ...]
+    check: Callable[[Path, PlannedFile], None] = field(repr=False)
+    companions: Callable[[Path], dict[str, str]] = field(repr=False)
+    hint: Callable[[Path], str] = field(repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+        return sum(_count(t.shape) for file in self.files for t in file.tensors)
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    product = 1
+    for extent in shape:
+        product *= extent
+    return product
+
+
+@dataclass(frozen=True, repr=False)
+class Plan:
+    """What a conversion will read and write, exactly; ``run()`` carries it out.
+
+    Attributes
+    ----------
+    checkpoint : Checkpoint
+    targets : tuple of PlannedTarget
+    """
+
+    checkpoint: Checkpoint
+    targets: tuple[PlannedTarget, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that will be written."""
+        return sum(target.nbytes for target in self.targets)
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes that will be read: each source tensor once, whatever the number of targets."""
+        used = {t.source for target in self.targets for f in target.files for t in f.tensors}
+        return sum(self.checkpoint.entries[name].nbytes for name in used if name is not None)
+
+    def memory(self, threads: int | None = None) -> int:
+        """Peak resident bytes to expect: tiles a worker, and what the interpreter needs."""
+        headers = sum(len(file.header) for target in self.targets for file in target.files)
+        return _BASE_MEMORY + check_threads(threads) * int(_core.scratch_bytes) + 8 * headers
+
+    def outputs(self, out: str | os.PathLike[str] | None = None) -> tuple[Path, ...]:
+        """Where each target's result will stand, for an ``out`` as :meth:`run` takes it.
+
+        Raises
+        ------
+        phiquant.UsageError
+            Two targets would get the same name.
+        """
+        names = [target.name for target in self.targets]
+        if len(set(names)) != len(names):
+            raise UsageError("two of the targets are the same")
+        if out is None:
+            return tuple(Path(name) for name in names)
+        path = Path(out)
+        if os.fspath(out).endswith(("/", os.sep)) or len(names) > 1 or path.is_dir():
+            return tuple(path / name for name in names)
+        return (path,)
+
+    def run(
+        self,
+        out: str | os.PathLike[str] | None = None,
+        *,
+        progress: bool | Callable[[int, int], None] = False,
+        overwrite: bool = False,
+        threads: int | None = None,
+        sha256: bool = False,
+        companions: bool = False,
+    ) -> Report:
+        """Carry the plan out.
+
+        Parameters
+        ----------
+        out : str or path, optional
+            The result's file; a folder takes the default name in it. With several targets always a
+            folder. Without it, the default name in the current folder.
+        progress : bool or callable
+            True shows a bar (terminal or notebook); a callable gets (bytes done, bytes in all).
+        overwrite : bool
+            Replace existing results. They stay as they are until the new ones are whole.
+        threads : int, optional
+            Workers; one a processor by default. The bytes written do not depend on it.
+        sha256 : bool
+            Hash the whole files, which reads them once more.
+        companions : bool
+            Write the small files that help to run the result (Ollama's Modelfile) beside it.
+
+        Returns
+        -------
+        Report
+
+        Raises
+        ------
+        phiquant.PhiquantError
+            Whatever goes wrong, the targets are then as they were before.
+        KeyboardInterrupt
+            Ctrl-C, within a second; the targets are as they were before.
+        """
+        from phiquant.execution import execute
+
+        return execute(
+            self,
+            self.outputs(out),
+            progress=progress,
+            overwrite=overwrite,
+            threads=check_threads(threads),
+            sha256=sha256,
+            companions=companions,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain data."""
+        return {
+            "source": str(self.checkpoint.path),
+            "source_bytes": self.source_bytes,
+            "bytes": self.nbytes,
+            "memory": self.memory(),
+            "targets": [
+                {
+                    "target": target.target,
+                    "name": target.name,
+                    "bytes": target.nbytes,
+                    "bits_per_weight": round(8 * target.nbytes / max(1, target.weights), 4),
+                    "notes": list(target.notes),
+                    "files": [
+                        {
+                            "name": file.name,
+                            "bytes": file.size,
+                            "tensors": [
+                                {
+                                    "name": t.name,
+                                    "source": t.source,
+                                    "codec": t.codec,
+                                    "shape": list(t.shape),
+                                    "offset": t.offset,
+                                    "bytes": t.nbytes,
+                                }
+                                for t in file.tensors
+                            ],
+                        }
+                        for file in target.files
+                    ],
+                }
+                for target in self.targets
+            ],
+        }
+
+    def _rows(self, target: PlannedTarget) -> list[tuple[str, ...]]:
+        """Tensors that differ only in their layer make one row."""
+        groups: dict[tuple[str, str, tuple[int, ...]], list[PlannedTensor]] = {}
+        for file in target.files:
+            for tensor in file.tensors:
+                pattern = re.sub(r"(?<=\.)\d+(?=\.)", "*", tensor.name)
+                groups.setdefault((pattern, tensor.codec, tensor.shape), []).append(tensor)
+        return [
+            (
+                pattern,
+                " x ".join(map(str, shape)),
+                str(len(members)),
+                codec,
+                bytes_text(sum(t.nbytes for t in members)),
+            )
+            for (pattern, codec, shape), members in groups.items()
+        ]
+
+    def __str__(self) -> str:
+        lines = [f"{self.checkpoint.path}: {bytes_text(self.source_bytes)} to read"]
+        for target in self.targets:
+            bits = 8 * target.nbytes / max(1, target.weights)
+            lines.append("")
+            lines.append(
+                f"{target.target} -> {target.name}: {bytes_text(target.nbytes)} "
+                f"({target.nbytes} bytes), {bits:.2f} bits per weight"
+            )
+            lines.append(
+                table(("tensor", "shape", "count", "codec", "size"), self._rows(target), "lrrlr")
+            )
+            lines.extend(f"note: {note}" for note in target.notes)
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        parts = []
+        for target in self.targets:
+            cells = "".join(
+                "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+                for row in self._rows(target)
+            )
+            parts.append(
+                f"<p><b>{html.escape(target.target)}</b> &rarr; {html.escape(target.name)}, "
+                f"{bytes_text(target.nbytes)}</p><table><tr><th>tensor</th><th>shape</th>"
+                f"<th>count</th><th>codec</th><th>size</th></tr>{cells}</table>"
+            )
+        return "".join(parts)
+

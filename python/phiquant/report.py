@@ -1,0 +1,128 @@
+"""The report: what a run wrote, how long it took, and how far each tensor is from its source."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from phiquant.texts import bytes_text, table
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """One encoding of one tensor.
+
+    Attributes
+    ----------
+    crc32c : str
+        Checksum of its bytes (CRC-32C, eight hex digits), made while they streamed.
+    relative_error : float
+        Root mean square of the decoded weights' difference from the source's, relative to the
+        source's own root mean square; 0 where bytes were moved as they were.
+    """
+
+    name: str
+    source: str | None
+    codec: str
+    shape: tuple[int, ...]
+    nbytes: int
+    crc32c: str
+    relative_error: float
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """One file that was written."""
+
+    target: str
+    path: str
+    nbytes: int
+    bits_per_weight: float
+    sha256: str | None
+    tensors: tuple[TensorReport, ...]
+
+
+@dataclass(frozen=True, repr=False)
+class Report:
+    """What a run did.
+
+    Attributes
+    ----------
+    source : str
+    files : tuple of OutputFile
+    companions : tuple of str
+        Paths of small files written beside the results.
+    source_bytes : int
+        Bytes read from the source.
+    seconds : float
+        From the first tile to the results' names; ``seconds_encoding`` and ``seconds_syncing`` are
+        its two large parts.
+    threads : int
+    arch : str
+        The instruction set whose kernels ran.
+    notes : tuple of str
+    hints : tuple of str
+        A command for each target that runs the result.
+    """
+
+    source: str
+    files: tuple[OutputFile, ...]
+    companions: tuple[str, ...]
+    source_bytes: int
+    seconds: float
+    seconds_encoding: float
+    seconds_syncing: float
+    threads: int
+    arch: str
+    notes: tuple[str, ...]
+    hints: tuple[str, ...]
+
+    @property
+    def path(self) -> Path:
+        """The first file's path: the result, where one target was asked for."""
+        return Path(self.files[0].path)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes written."""
+        return sum(file.nbytes for file in self.files)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain data."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = []
+        for file in self.files:
+            errors: dict[str, list[TensorReport]] = {}
+            for tensor in file.tensors:
+                errors.setdefault(tensor.codec, []).append(tensor)
+            rows = [
+                (
+                    codec,
+                    str(len(members)),
+                    bytes_text(sum(t.nbytes for t in members)),
+                    f"{_mean_error(members):.3%}",
+                )
+                for codec, members in errors.items()
+            ]
+            lines.append(
+                f"{file.path}: {bytes_text(file.nbytes)}, {file.bits_per_weight:.2f} bits per weight"
+            )
+            lines.append(table(("codec", "tensors", "size", "rms error"), rows, "lrrr"))
+        lines.append(
+            f"{bytes_text(self.source_bytes)} read in {self.seconds:.2f} s "
+            f"({self.threads} threads, {self.arch})"
+        )
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def _mean_error(tensors: list[TensorReport]) -> float:
+    """Root mean square over tensors, weighted by their weights."""
+    weights = [math.prod(t.shape) for t in tensors]
+    total = sum(w * t.relative_error**2 for w, t in zip(weights, tensors, strict=True))
+    return math.sqrt(total / max(1, sum(weights)))

@@ -1,0 +1,229 @@
+"""The GGUF target: from a model and a preset to one planned file, byte for byte as llama.cpp's tools lay it out."""
+
+from __future__ import annotations
+
+import shlex
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from phiquant import _core, gguf
+from phiquant.architectures import ModelSpec
+from phiquant.checkpoint import Checkpoint
+from phiquant.codecs import all_codecs, find_codec
+from phiquant.errors import InternalError, UnsupportedError
+from phiquant.plan import PlannedFile, PlannedTarget, PlannedTensor
+from phiquant.recipes.llama_quantize import Assignment, assign
+from phiquant.recipes.mixes import MixName
+from phiquant.targets.gguf_metadata import SourceFacts, file_tensors, head, tail
+from phiquant.targets.modelfile import eos_ids, find_license, modelfile
+from phiquant.targets.names import Target, default_output
+from phiquant.tokenizer import Tokenizer, needs_phi3_name
+from phiquant.tokenizer.gguf import gguf_metadata
+
+_FLOATS = ("f32", "f16", "bf16")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the user said about codecs, beyond the preset."""
+
+    mix: MixName = "current"
+    pure: bool = False
+    output_type: str | None = None
+    embedding_type: str | None = None
+    overrides: tuple[tuple[str, str], ...] = ()
+    requantize: bool = False
+
+
+def plan_from_model(
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    facts: SourceFacts,
+    tokenizer: Tokenizer,
+    target: Target,
+    choices: Choices,
+) -> PlannedTarget:
+    """Plan the GGUF of a Hugging Face checkpoint.
+
+    Raises
+    ------
+    phiquant.UsageError, phiquant.UnsupportedError
+        An unknown codec, or one that a tensor cannot have.
+    """
+    pairs: list[tuple[str, str, Any]] = [
+        *head(spec, facts),
+        *gguf_metadata(tokenizer),
+        *tail(target.preset),
+    ]
+    if needs_phi3_name(tokenizer):
+        pairs = [_with_phi3_name(pair) for pair in pairs]
+
+    def companions(path: Path) -> dict[str, str]:
+        text = modelfile(
+            path.name,
+            chat_template=tokenizer.chat_template,
+            eos=eos_ids(facts.config, facts.generation),
+            token_text=lambda i: tokenizer.tokens[i] if i < len(tokenizer.tokens) else None,
+            license_text=find_license(checkpoint.folder),
+        )
+        return {"Modelfile": text}
+
+    return _planned(checkpoint, spec, pairs, target, choices, facts.name, companions)
+
+
+def plan_from_gguf(
+    checkpoint: Checkpoint, spec: ModelSpec, target: Target, choices: Choices
+) -> PlannedTarget:
+    """Plan a GGUF from a GGUF: the metadata stay, but for the keys that tell the file's own types.
+
+    Raises
+    ------
+    phiquant.UnsupportedError
+        The source is quantized already, and ``requantize`` was not asked for.
+    """
+    own = tail(target.preset)
+    replaced = {key for key, _, _ in own}
+    pairs: list[tuple[str, str, Any]] = [
+        (key, checkpoint.metadata_types[key], value)
+        for key, value in checkpoint.metadata.items()
+        if key not in replaced and not key.startswith("split.")
+    ]
+    template = checkpoint.metadata.get("tokenizer.chat_template")
+    tokens = checkpoint.metadata.get("tokenizer.ggml.tokens", [])
+    eos = checkpoint.metadata.get("tokenizer.ggml.eos_token_id")
+
+    def companions(path: Path) -> dict[str, str]:
+        text = modelfile(
+            path.name,
+            chat_template=template if isinstance(template, str) else None,
+            eos=[int(eos)] if eos is not None else [],
+            token_text=lambda i: str(tokens[i]) if i < len(tokens) else None,
+            license_text=find_license(checkpoint.folder),
+        )
+        return {"Modelfile": text}
+
+    return _planned(
+        checkpoint, spec, [*pairs, *own], target, choices, checkpoint.name, companions
+    )
+
+
+def _with_phi3_name(pair: tuple[str, str, Any]) -> tuple[str, str, Any]:
+    """``general.name`` such that llama.cpp tokenizes as Hugging Face does; other pairs as they are.
+
+    llama.cpp lets special tokens swallow the white space after them, as Phi-3's do, only when the
+    name holds "phi-3" or "phi3"; the converter's "Phi 3 Mini 4k Instruct" does not.
+    """
+    key, type_name, value = pair
+    if key != "general.name":
+        return pair
+    for name in (value, value.replace(" ", "-")):
+        if "phi-3" in name.lower() or "phi3" in name.lower():
+            return key, type_name, name
+    return key, type_name, f"{value} (Phi-3)"
+
+
+def _planned(
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    pairs: Sequence[tuple[str, str, Any]],
+    target: Target,
+    choices: Choices,
+    source_name: str,
+    companions: Any,
+) -> PlannedTarget:
+    assignment = assign(
+        spec,
+        target.preset,
+        mix=choices.mix,
+        pure=choices.pure,
+        output_type=choices.output_type,
+        embedding_type=choices.embedding_type,
+        overrides=choices.overrides,
+    )
+    rows: list[tuple[str, str | None, str, tuple[int, ...], bytes]] = []
+    for item in file_tensors(spec):
+        if item.tensor is None:
+            literal = struct.pack(f"<{len(item.values)}f", *item.values)
+            rows.append((item.name, None, "f32", (len(item.values),), literal))
+        else:
+            codec = assignment.codecs[item.tensor.source]
+            rows.append((item.name, item.tensor.source, codec, item.tensor.shape, b""))
+    _check_sources(checkpoint, rows, choices.requantize)
+    header, offsets, size = _core.write_gguf_header(
+        list(pairs),
+        [(name, tuple(reversed(shape)), gguf.ggml_type(codec)) for name, _, codec, shape, _ in rows],
+        gguf.ALIGNMENT,
+    )
+    tensors = tuple(
+        PlannedTensor(name, source, codec, shape, offset, _nbytes(codec, shape), literal)
+        for (name, source, codec, shape, literal), offset in zip(rows, offsets, strict=True)
+    )
+    name = default_output(source_name, target)
+    return PlannedTarget(
+        target=str(target),
+        name=name,
+        files=(PlannedFile(name, size, header, tensors),),
+        notes=_notes(assignment),
+        check=_check,
+        companions=companions,
+        hint=lambda path: f"llama-cli -m {shlex.quote(str(path))} -p 'Hello'",
+    )
+
+
+def _nbytes(codec: str, shape: tuple[int, ...]) -> int:
+    rows = 1
+    for extent in shape[:-1]:
+        rows *= extent
+    return find_codec(codec).bytes_of(rows, shape[-1])
+
+
+def _check_sources(
+    checkpoint: Checkpoint, rows: Sequence[tuple[str, str | None, str, Any, bytes]], requantize: bool
+) -> None:
+    for _, source, codec, _, _ in rows:
+        if source is None:
+            continue
+        entry = checkpoint.entries[source]
+        if entry.type not in {known.name for known in all_codecs()}:
+            raise UnsupportedError(
+                f"is of type {entry.type}, which this version does not decode",
+                file=checkpoint.files[entry.file].path,
+                tensor=source,
+            )
+        if entry.type not in _FLOATS and entry.type != codec and not requantize:
+            raise UnsupportedError(
+                f"is quantized already ({entry.type}), and {codec} would be made from what is left",
+                file=checkpoint.files[entry.file].path,
+                tensor=source,
+                remedy="Convert the original weights, or accept the loss with --requantize "
+                "(requantize=True).",
+            )
+
+
+def _notes(assignment: Assignment) -> tuple[str, ...]:
+    """One sentence for all tensors that gave way for the same reason."""
+    groups: dict[tuple[str, str, int], list[str]] = {}
+    for fallback in assignment.fallbacks:
+        key = (fallback.wanted, fallback.got, fallback.columns)
+        groups.setdefault(key, []).append(fallback.source)
+    return tuple(
+        f"{len(names)} {'tensor has' if len(names) == 1 else 'tensors have'} rows of {columns}, no "
+        f"multiple of {wanted}'s block: {got} instead, as llama-quantize does"
+        for (wanted, got, columns), names in groups.items()
+    )
+
+
+def _check(path: Path, file: PlannedFile) -> None:
+    """Reopen the staged file as any reader would, and hold every tensor's place against the plan."""
+    written = gguf.open_file(path)
+    if path.stat().st_size != file.size or len(written.entries) != len(file.tensors):
+        raise InternalError("the written file is not as planned")
+    for tensor, entry in zip(file.tensors, written.entries.values(), strict=True):
+        planned = (tensor.name, tensor.codec, tensor.shape, tensor.offset, tensor.nbytes)
+        if planned != (entry.name, entry.type, entry.shape, entry.offset, entry.nbytes):
+            raise InternalError("the written header is not as planned", tensor=tensor.name)
+
+

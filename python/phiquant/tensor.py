@@ -1,0 +1,183 @@
+"""Tensors in memory: quantize one, look at the result, decode it again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from phiquant import _core
+from phiquant.codecs import Codec, find_codec
+from phiquant.errors import ShapeError, UnsupportedError, UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
+
+Progress = Callable[[int], None]
+
+
+def default_threads() -> int:
+    """The number of processors that this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on this platform
+        return os.cpu_count() or 1
+
+
+def check_threads(threads: int | None) -> int:
+    """``threads`` as a number of workers: None means one a processor."""
+    if threads is None:
+        return default_threads()
+    if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= 1024:
+        raise UsageError(f"threads must be a number from 1 to 1024, not {threads!r}")
+    return threads
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class QuantizedTensor:
+    """A tensor as a codec's blocks.
+
+    Attributes
+    ----------
+    data : uint8 array, shape (..., bytes of a row)
+        The blocks, as the codec's own format stores them; a view where they were read from a file.
+    shape : tuple of int
+        Of the weights.
+    codec : Codec
+    """
+
+    data: NDArray[np.uint8]
+    shape: tuple[int, ...]
+    codec: Codec
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the blocks."""
+        return self.data.nbytes
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of the blocks a weight."""
+        return 8.0 * self.data.nbytes / max(1, int(np.prod(self.shape, dtype=np.int64)))
+
+    def dequantize(
+        self, dtype: DTypeLike = np.float32, *, threads: int | None = None
+    ) -> NDArray[Any]:
+        """Decode to an array of ``shape``: float32, or rounded from it to float16 or bfloat16.
+
+        Raises
+        ------
+        phiquant.UsageError
+            Another dtype.
+        """
+        wanted = np.dtype(dtype)
+        if wanted.name not in ("float32", "float16", "bfloat16"):
+            raise UsageError(
+                f"dequantize gives float32, float16 or bfloat16, not {wanted.name}",
+                remedy="Decode to float32 and convert that.",
+            )
+        values = _core.dequantize(self.data, self.codec.name, self.shape, check_threads(threads))
+        return values if wanted == np.float32 else values.astype(wanted)
+
+    def error(self, w: Any) -> float:
+        """Root mean square of the difference from ``w``, relative to that of ``w`` itself.
+
+        Parameters
+        ----------
+        w : array_like, of this tensor's shape
+            What was quantized.
+        """
+        original = np.asarray(w) if isinstance(w, np.ndarray) else as_float32(w)
+        if original.shape != self.shape:
+            raise ShapeError(f"w has the shape {original.shape}, and this tensor {self.shape}")
+        rows = original.reshape(-1, self.shape[-1]) if original.ndim > 1 else original[None]
+        blocks = self.data.reshape(rows.shape[0], -1)
+        error = signal = 0.0
+        step = max(1, (1 << 22) // self.shape[-1])  # 16 MiB of float32 at a time
+        for begin in range(0, rows.shape[0], step):
+            part = np.asarray(rows[begin : begin + step], dtype=np.float32)
+            piece = QuantizedTensor(
+                np.ascontiguousarray(blocks[begin : begin + step]), part.shape, self.codec
+            )
+            difference = (piece.dequantize() - part).ravel()
+            error += float(np.dot(difference, difference))
+            signal += float(np.dot(part.ravel(), part.ravel()))
+        return float(np.sqrt(error / signal)) if signal else float(np.sqrt(error))
+
+    def __repr__(self) -> str:
+        return (
+            f"QuantizedTensor({self.codec.name}, shape={self.shape}, {self.nbytes} bytes, "
+            f"{self.bits_per_weight:.4g} bits per weight)"
+        )
+
+
+def as_float32(w: Any) -> NDArray[np.float32]:
+    """Any tensor that phiquant reads, as a float32 array; for comparisons, so this one may copy."""
+    facts = _core.tensor_facts(w)
+    blocks = _core.quantize(w, "f32", default_threads())
+    values: NDArray[np.float32] = blocks.view(np.float32).reshape(facts["shape"])
+    return values
+
+
+def quantize(
+    w: Any,
+    codec: str,
+    *,
+    importance: Any = None,
+    quality: str = "reference",
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> QuantizedTensor:
+    """Quantize a matrix into blocks along its last axis, with the bits of the format's own tool.
+
+    Parameters
+    ----------
+    w : array_like, shape (..., n), float32, float16 or bfloat16
+        NumPy, ml_dtypes or any object with ``__dlpack__``; read in place, never copied. Leading
+        axes may have any strides; the last one must be contiguous.
+    codec : str
+        A name that ``phiquant formats`` lists, such as ``"q4_k"``.
+    importance : array_like, shape (n,), optional
+        Weight of each column's squared error. Not in this version.
+    quality : "reference"
+        The bits of the format's own tool. ``"best"`` is not in this version.
+    threads : int, optional
+        Workers; one a processor by default. The result does not depend on it.
+    progress : callable, optional
+        Called with the number of weights done so far, about ten times a second.
+
+    Returns
+    -------
+    QuantizedTensor
+
+    Raises
+    ------
+    phiquant.ShapeError
+        ``n`` is no multiple of the codec's block size, or ``w`` cannot be read in place.
+    phiquant.ValueRangeError
+        ``w`` holds NaN, infinity, or values that the codec cannot hold.
+    """
+    found = find_codec(codec)
+    check_quality(quality)
+    if importance is not None:
+        raise UnsupportedError(
+            "importance is not in this version of phiquant", remedy="Leave importance out."
+        )
+    blocks = _core.quantize(w, found.name, check_threads(threads), progress)
+    shape = (*blocks.shape[:-1], blocks.shape[-1] // found.block_bytes * found.block_values)
+    return QuantizedTensor(blocks, shape, found)
+
+
+def check_quality(quality: str) -> None:
+    """Refuse what is not built: ``"best"`` is never another name for ``"reference"``."""
+    if quality == "reference":
+        return
+    if quality == "best":
+        raise UnsupportedError(
+            'quality="best" is not in this version of phiquant',
+            remedy='quality="reference" gives the bits of the format\'s own tool.',
+        )
+    raise UsageError(f"there is no quality {quality!r}", remedy='Choose "reference".')
