@@ -11,7 +11,7 @@ from typing import Final
 from phiquant.errors import UsageError
 
 _MAX_LICENSE_BYTES = 1 << 20
-_LICENSE_NAMES: Final = re.compile(r"^(licen[cs]e|copying)(\.(txt|md))?$", re.IGNORECASE)
+_LICENSE_NAMES = re.compile(r"^(licen[cs]e|copying)(\.(txt|md))?$", re.IGNORECASE)
 
 # Ollama's parser drops what is not printable and ends a value within triple quotes at the first line
 # that then ends with three quotes, blanks aside.
