@@ -6,15 +6,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from phiquant.errors import UsageError
 
 _MAX_LICENSE_BYTES = 1 << 20
 _LICENSE_NAMES = re.compile(r"^(licen[cs]e|copying)(\.(txt|md))?$", re.IGNORECASE)
 
-# Ollama's parser drops what is not printable and ends a value within triple quotes at the first line
-# that then ends with three quotes, blanks aside.
+# Ollama's parser drops what is not printable and ends a value within triple quotes at the first
+# line that then ends with three quotes, blanks aside.
 _ENDS_EARLY = re.compile(r'"""(?=\s*$)', re.MULTILINE)
 
 
