@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/simd.hpp"
+#include "kernels/transposition.hpp"
 
 namespace phiquant::kernels {
 

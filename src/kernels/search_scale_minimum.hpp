@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/simd.hpp"
+#include "kernels/transposition.hpp"
 
 namespace phiquant::kernels {
 
@@ -22,6 +23,7 @@ class ScaleMinimumSearch {
     static constexpr std::size_t size = Format::sub_block;
     static constexpr float largest = Format::largest_code;
     using Batch = F32<Arch>;
+    using Mask = xsimd::batch_bool<float, Arch>;
 
 public:
     static constexpr std::size_t sub_blocks = groups * lanes;
@@ -45,20 +47,28 @@ public:
 private:
     void load(const float* values) noexcept {
         for (std::size_t g = 0; g < groups; ++g) {
-            transpose_sub_blocks<Arch, size>(values + g * lanes * size, &x_[0][g], groups);
-            Batch squares = x_[0][g] * x_[0][g];
-            for (std::size_t i = 1; i < size; ++i) squares = squares + x_[i][g] * x_[i][g];
+            transpose_sub_blocks<Arch, size>(values + g * lanes * size, &each_[0].x[g], sizeof(Each) / sizeof(Batch));
+            // Sums live in locals: as members they would be stored and loaded at every step.
+            Batch squares = each_[0].x[g] * each_[0].x[g];
+            for (std::size_t i = 1; i < size; ++i) squares = squares + each_[i].x[g] * each_[i].x[g];
             const Batch mean = xsimd::sqrt(squares / Batch(static_cast<float>(size)));
-            low_[g] = high_[g] = x_[0][g];
-            sum_w_[g] = w_[0][g] = mean + xsimd::abs(x_[0][g]);
-            sum_x_[g] = w_[0][g] * x_[0][g];
+            Batch low = each_[0].x[g], high = low;
+            Batch sum_w = mean + xsimd::abs(low);
+            Batch sum_x = sum_w * low;
+            each_[0].w[g] = sum_w;
             for (std::size_t i = 1; i < size; ++i) {
-                low_[g] = xsimd::min(low_[g], x_[i][g]);
-                high_[g] = xsimd::max(high_[g], x_[i][g]);
-                w_[i][g] = mean + xsimd::abs(x_[i][g]);
-                sum_w_[g] = sum_w_[g] + w_[i][g];
-                sum_x_[g] = sum_x_[g] + w_[i][g] * x_[i][g];
+                const Batch x = each_[i].x[g];
+                const Batch w = mean + xsimd::abs(x);
+                low = xsimd::min(low, x);
+                high = xsimd::max(high, x);
+                sum_w = sum_w + w;
+                sum_x = sum_x + w * x;
+                each_[i].w[g] = w;
             }
+            low_[g] = low;
+            high_[g] = high;
+            sum_w_[g] = sum_w;
+            sum_x_[g] = sum_x;
         }
     }
 
@@ -73,10 +83,10 @@ private:
             Batch error(0.0f);
             for (std::size_t i = 0; i < size; ++i) {
                 const Batch code = nearest_biased<Arch, Range::any>(
-                                       inverse * (x_[i][g] - minimum_[g]), 0.0f, largest) -
+                                       inverse * (each_[i].x[g] - minimum_[g]), 0.0f, largest) -
                                    Batch(k_magic);
-                const Batch off = scale_[g] * code + minimum_[g] - x_[i][g];
-                error = error + w_[i][g] * (off * off);
+                const Batch off = scale_[g] * code + minimum_[g] - each_[i].x[g];
+                error = error + each_[i].w[g] * (off * off);
             }
             error_[g] = error;
         }
@@ -88,47 +98,38 @@ private:
         return xsimd::select(flat_[g], Batch(1.0f), high_[g] - minimum_[g]);
     }
 
-    void try_inverse(float steps) noexcept {
-        Batch inverse[groups];
-        auto limited = xsimd::batch_bool<float, Arch>(true);
+    XSIMD_INLINE void try_inverse(float steps) noexcept {
+        Batch inverse[groups], scale[groups], minimum[groups], error[groups];
+        Mask solvable[groups];
         for (std::size_t g = 0; g < groups; ++g) {
+            const Batch zero(0.0f), limit(4194303.0f);
             inverse[g] = Batch(steps) / range(g);
             // Products grow with x, so that the ends bound them all; a NaN fails the comparison.
             const Batch bottom = inverse[g] * (low_[g] - minimum_[g]);
             const Batch top = inverse[g] * (high_[g] - minimum_[g]);
-            const Batch limit(4194303.0f);
-            limited = limited & (xsimd::abs(bottom) <= limit) & (xsimd::abs(top) <= limit);
-        }
-        Batch sum_l[groups], sum_l2[groups], sum_xl[groups];
-        if (xsimd::all(limited)) {
-            sum<Range::limited>(inverse, sum_l, sum_l2, sum_xl);
-        } else {
-            sum<Range::any>(inverse, sum_l, sum_l2, sum_xl);
-        }
-        Batch scale[groups], minimum[groups];
-        xsimd::batch_bool<float, Arch> solvable[groups];
-        for (std::size_t g = 0; g < groups; ++g) {
-            const Batch zero(0.0f);
-            const Batch det = sum_w_[g] * sum_l2[g] - sum_l[g] * sum_l[g];
+            const Mask limited = (xsimd::abs(bottom) <= limit) & (xsimd::abs(top) <= limit);
+            const Sums sums = xsimd::all(limited) ? sum<Range::limited>(g, inverse[g])
+                                                  : sum<Range::any>(g, inverse[g]);
+
+            const Batch det = sum_w_[g] * sums.l2 - sums.l * sums.l;
             solvable[g] = det > zero;
-            scale[g] = (sum_w_[g] * sum_xl[g] - sum_x_[g] * sum_l[g]) / det;
-            minimum[g] = (sum_l2[g] * sum_x_[g] - sum_l[g] * sum_xl[g]) / det;
-            const auto positive = minimum[g] > zero;
+            scale[g] = (sum_w_[g] * sums.xl - sum_x_[g] * sums.l) / det;
+            minimum[g] = (sums.l2 * sum_x_[g] - sums.l * sums.xl) / det;
+            const Mask positive = minimum[g] > zero;
             if (xsimd::any(positive)) {
-                scale[g] = xsimd::select(positive, sum_xl[g] / sum_l2[g], scale[g]);
+                scale[g] = xsimd::select(positive, sums.xl / sums.l2, scale[g]);
                 minimum[g] = xsimd::select(positive, zero, minimum[g]);
             }
         }
-        Batch error[groups];
         for (std::size_t g = 0; g < groups; ++g) error[g] = Batch(0.0f);
         for (std::size_t i = 0; i < size; ++i) {
             for (std::size_t g = 0; g < groups; ++g) {
-                const Batch off = scale[g] * codes_[i][g] + minimum[g] - x_[i][g];
-                error[g] = error[g] + w_[i][g] * (off * off);
+                const Batch off = scale[g] * each_[i].code[g] + minimum[g] - each_[i].x[g];
+                error[g] = error[g] + each_[i].w[g] * (off * off);
             }
         }
         for (std::size_t g = 0; g < groups; ++g) {
-            const auto better = solvable[g] & (error[g] < error_[g]);
+            const Mask better = solvable[g] & (error[g] < error_[g]);
             best_inverse_[g] = xsimd::select(better, inverse[g], best_inverse_[g]);
             best_offset_[g] = xsimd::select(better, minimum_[g], best_offset_[g]);
             error_[g] = xsimd::select(better, error[g], error_[g]);
@@ -138,34 +139,38 @@ private:
         }
     }
 
+    struct Sums {
+        Batch l, l2, xl;
+    };
+
+    /// One group at a time: two groups' sums, grids and constants are more than 16 registers.
     template <Range reach>
-    void sum(const Batch* inverse, Batch* sum_l, Batch* sum_l2, Batch* sum_xl) noexcept {
-        Batch l[groups], l2[groups], xl[groups];
-        for (std::size_t g = 0; g < groups; ++g) l[g] = l2[g] = xl[g] = Batch(0.0f);
+    XSIMD_INLINE Sums sum(std::size_t g, Batch inverse) noexcept {
+        const Batch offset = minimum_[g];
+        Batch l(0.0f), l2(0.0f), xl(0.0f);
         for (std::size_t i = 0; i < size; ++i) {
-            for (std::size_t g = 0; g < groups; ++g) {
-                const Batch steps = inverse[g] * (x_[i][g] - minimum_[g]);
-                const Batch code =
-                    nearest_biased<Arch, reach>(steps, 0.0f, largest) - Batch(k_magic);
-                codes_[i][g] = code;
-                const Batch weighted = w_[i][g] * code;
-                l[g] = l[g] + weighted;
-                l2[g] = l2[g] + weighted * code;
-                xl[g] = xl[g] + weighted * x_[i][g];
-            }
+            const Batch x = each_[i].x[g];
+            const Batch code =
+                nearest_biased<Arch, reach>(inverse * (x - offset), 0.0f, largest) -
+                Batch(k_magic);
+            each_[i].code[g] = code;
+            const Batch weighted = each_[i].w[g] * code;
+            l = l + weighted;
+            l2 = l2 + weighted * code;
+            xl = xl + weighted * x;
         }
-        for (std::size_t g = 0; g < groups; ++g) {
-            sum_l[g] = l[g];
-            sum_l2[g] = l2[g];
-            sum_xl[g] = xl[g];
-        }
+        return {l, l2, xl};
     }
 
-    Batch x_[size][groups], w_[size][groups], codes_[size][groups];
+    /// What belongs to value i of each sub-block. In three arrays they would lie 4096 bytes apart.
+    struct Each {
+        Batch x[groups], w[groups], code[groups];
+    };
+    Each each_[size];
     Batch low_[groups], high_[groups], sum_w_[groups], sum_x_[groups];
     Batch scale_[groups], minimum_[groups], error_[groups];
     Batch best_inverse_[groups], best_offset_[groups];
-    xsimd::batch_bool<float, Arch> flat_[groups];
+    Mask flat_[groups];
 };
 
 }  // namespace phiquant::kernels
