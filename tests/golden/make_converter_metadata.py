@@ -14,6 +14,7 @@ import hashlib
 import importlib.metadata
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -39,6 +40,70 @@ sys.argv = [script] + sys.argv[3:]
 runpy.run_path(script, run_name="__main__")
 """
 FORCED_PRE = {"phi4mini": "gpt-4o"}
+
+
+def template(*items: str) -> dict[str, object]:
+    """A TemplateProcessing for one text "A" and for two, the second one's items repeated."""
+
+    def item(text: str) -> dict[str, object]:
+        kind = "Sequence" if text in ("A", "B") else "SpecialToken"
+        return {kind: {"id": text, "type_id": 0}}
+
+    pair = [*items, *("B" if text == "A" else text for text in items)]
+    return {
+        "type": "TemplateProcessing",
+        "single": [item(text) for text in items],
+        "pair": [item(text) for text in pair],
+    }
+
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False}
+POST_PROCESSORS: list[dict[str, object]] = [
+    BYTE_LEVEL,
+    template("A"),
+    template("<s>", "A"),
+    template("A", "<|endoftext|>"),
+    template("<s>", "A", "<|endoftext|>"),
+    template("<|user|>", "A"),
+    template("<s>", "A", "<|end|>"),
+    {"type": "Sequence", "processors": [BYTE_LEVEL, template("<s>", "A")]},
+]
+# What else in tokenizer_config.json decides: nothing, the add flags, names of other roles.
+CONFIGS: list[dict[str, object]] = [
+    {},
+    {"add_bos_token": True, "add_eos_token": True},
+    {"bos_token": None, "eos_token": None, "cls_token": "<s>", "sep_token": {"content": "</s>"}},
+    {"bos_token": None, "mask_token": "<|placeholder1|>", "add_sep_token": False},
+]
+
+
+def special_tokens() -> list[dict[str, object]]:
+    """gguf-py's answers about the tokens around a text, for changed copies of a fixture."""
+    import gguf
+
+    found: list[dict[str, object]] = []
+    for post_processor in POST_PROCESSORS:
+        for changes in CONFIGS:
+            with tempfile.TemporaryDirectory() as temporary:
+                folder = Path(temporary)
+                for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+                    shutil.copy(DATA / "phi35" / name, folder)
+                for name, change in (
+                    ("tokenizer.json", {"post_processor": post_processor}),
+                    ("tokenizer_config.json", changes),
+                ):
+                    value = json.loads((folder / name).read_text(encoding="utf-8"))
+                    (folder / name).write_text(json.dumps({**value, **change}), encoding="utf-8")
+                special = gguf.SpecialVocab(folder, n_vocab=4096)
+            found.append(
+                {
+                    "post_processor": post_processor,
+                    "config": changes,
+                    "ids": special.special_token_ids,
+                    "add": special.add_special_token,
+                }
+            )
+    return found
 
 
 def convert(llama_cpp: Path, fixture: str, out: Path) -> None:
@@ -144,6 +209,7 @@ def main() -> None:
             convert(tree, fixture, out)
             models[fixture] = {"metadata": metadata(out), "tensors": tensors(out)}
         result["models"] = models
+    result["special_tokens"] = special_tokens()
     text = json.dumps(result, indent=1, ensure_ascii=True)
     (HERE / "converter-metadata.json").write_text(text + "\n", encoding="utf-8")
 
