@@ -99,7 +99,7 @@ private:
     }
 
     XSIMD_INLINE void try_inverse(float steps) noexcept {
-        Batch inverse[groups], scale[groups], minimum[groups], error[groups];
+        Batch inverse[groups], scale[groups], minimum[groups];
         Mask solvable[groups];
         for (std::size_t g = 0; g < groups; ++g) {
             const Batch zero(0.0f), limit(4194303.0f);
@@ -121,18 +121,17 @@ private:
                 minimum[g] = xsimd::select(positive, zero, minimum[g]);
             }
         }
-        for (std::size_t g = 0; g < groups; ++g) error[g] = Batch(0.0f);
-        for (std::size_t i = 0; i < size; ++i) {
-            for (std::size_t g = 0; g < groups; ++g) {
-                const Batch off = scale[g] * each_[i].code[g] + minimum[g] - each_[i].x[g];
-                error[g] = error[g] + each_[i].w[g] * (off * off);
-            }
-        }
+        // Group by group, so that one's divisions and comparisons overlap the other's sums.
         for (std::size_t g = 0; g < groups; ++g) {
-            const Mask better = solvable[g] & (error[g] < error_[g]);
+            Batch error(0.0f);
+            for (std::size_t i = 0; i < size; ++i) {
+                const Batch off = scale[g] * each_[i].code[g] + minimum[g] - each_[i].x[g];
+                error = error + each_[i].w[g] * (off * off);
+            }
+            const Mask better = solvable[g] & (error < error_[g]);
             best_inverse_[g] = xsimd::select(better, inverse[g], best_inverse_[g]);
             best_offset_[g] = xsimd::select(better, minimum_[g], best_offset_[g]);
-            error_[g] = xsimd::select(better, error[g], error_[g]);
+            error_[g] = xsimd::select(better, error, error_[g]);
             scale_[g] = xsimd::select(better, scale[g], scale_[g]);
             // The accepted minimum enters the next trials' range and offset, as in the reference.
             minimum_[g] = xsimd::select(better, minimum[g], minimum_[g]);
@@ -150,9 +149,7 @@ private:
         Batch l(0.0f), l2(0.0f), xl(0.0f);
         for (std::size_t i = 0; i < size; ++i) {
             const Batch x = each_[i].x[g];
-            const Batch code =
-                nearest_biased<Arch, reach>(inverse * (x - offset), 0.0f, largest) -
-                Batch(k_magic);
+            const Batch code = nearest_code<Arch, reach>(inverse * (x - offset), largest);
             each_[i].code[g] = code;
             const Batch weighted = each_[i].w[g] * code;
             l = l + weighted;

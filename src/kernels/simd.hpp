@@ -78,6 +78,20 @@ XSIMD_INLINE F32<Arch> nearest_biased(F32<Arch> value, float low, float high) no
     }
 }
 
+/// The nearest integer, ties to even, clamped to 0..high.
+template <class Arch, Range range>
+XSIMD_INLINE F32<Arch> nearest_code(F32<Arch> value, float high) noexcept {
+    if constexpr (range == Range::limited && k_has_integer_extremes<Arch>) {
+        // One rounding instruction in place of an addition and a subtraction. Negative floats have
+        // negative bits, so that integers' clamping still works with 0 as the lower end.
+        const I32<Arch> nearest = bits_of<Arch>(xsimd::nearbyint(value));
+        const I32<Arch> most(__builtin_bit_cast(std::int32_t, high));
+        return float_of_bits<Arch>(xsimd::min(xsimd::max(nearest, I32<Arch>(0)), most));
+    } else {
+        return nearest_biased<Arch, range>(value, 0.0f, high) - F32<Arch>(k_magic);
+    }
+}
+
 /// ggml's nearest_int for one float, for any value.
 static inline std::int32_t nearest_int(float value) noexcept {
     const auto bits = __builtin_bit_cast(std::int32_t, value + k_magic);

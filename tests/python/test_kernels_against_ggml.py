@@ -124,16 +124,15 @@ FAMILIES: dict[str, Callable[[np.random.Generator], Floats]] = {
     ).astype(np.float32),
     "positive constant": lambda rng: np.full(SHAPE, 0.37, np.float32),
     "negative constant": lambda rng: np.full(SHAPE, -0.37, np.float32),
-    "a constant for each sub-block": lambda rng: np.repeat(
-        normal(rng)[:, ::16].copy(), 16, axis=1
-    ),
+    "a constant for each sub-block": lambda rng: np.repeat(normal(rng)[:, ::16].copy(), 16, axis=1),
     "positive": lambda rng: np.abs(normal(rng)),
     "negative": lambda rng: -np.abs(normal(rng)),
     "offset far above the spread": lambda rng: (normal(rng, 1e-3) + 100).astype(np.float32),
     "offset far below the spread": lambda rng: (normal(rng, 1e-3) - 100).astype(np.float32),
     # Scales round to tiny halves under large minima: quotients past nearest_int's 22 bits.
-    "huge minimum, tiny scale": lambda rng: (normal(rng, 1e-6) * by_sub_block(rng, -2, 1) - 3e4)
-    .astype(np.float32),
+    "huge minimum, tiny scale": lambda rng: (
+        normal(rng, 1e-6) * by_sub_block(rng, -2, 1) - 3e4
+    ).astype(np.float32),
     "minimum of one sub-block only": lambda rng: (
         normal(rng, 1e-4) - 1e4 * (by_sub_block(rng, 0, 1) > 8)
     ).astype(np.float32),
