@@ -73,8 +73,8 @@ public:
                         "The file is damaged or its download is incomplete: fetch it again.");
         }
         if (count > bytes_.size() - position_) throw NeedMoreBytes{position_ + count};
-        const auto taken = bytes_.subspan(static_cast<std::size_t>(position_),
-                                          static_cast<std::size_t>(count));
+        const auto taken =
+            bytes_.subspan(static_cast<std::size_t>(position_), static_cast<std::size_t>(count));
         position_ += count;
         return taken;
     }

@@ -22,7 +22,18 @@ namespace phiquant::formats {
 
 /// Types of metadata values, with the ids that files hold.
 enum class GgufType : std::uint32_t {
-    uint8, int8, uint16, int16, uint32, int32, float32, boolean, string, array, uint64, int64,
+    uint8,
+    int8,
+    uint16,
+    int16,
+    uint32,
+    int32,
+    float32,
+    boolean,
+    string,
+    array,
+    uint64,
+    int64,
     float64,
 };
 
@@ -33,10 +44,9 @@ using GgufArray =
                  std::vector<float>, std::vector<bool>, std::vector<std::string>,
                  std::vector<std::uint64_t>, std::vector<std::int64_t>, std::vector<double>>;
 
-using GgufValue =
-    std::variant<std::uint8_t, std::int8_t, std::uint16_t, std::int16_t, std::uint32_t,
-                 std::int32_t, float, bool, std::string, std::uint64_t, std::int64_t, double,
-                 GgufArray>;
+using GgufValue = std::variant<std::uint8_t, std::int8_t, std::uint16_t, std::int16_t,
+                               std::uint32_t, std::int32_t, float, bool, std::string, std::uint64_t,
+                               std::int64_t, double, GgufArray>;
 
 struct GgufEntry {
     std::string key;
@@ -73,8 +83,8 @@ inline constexpr std::size_t k_gguf_tensor_name_limit = 64;
 ///
 /// `start` may be the whole (mapped) file or a part of it. Nothing is returned when the header goes
 /// on past a `start` that is shorter than the file: call again with more. Memory stays within a
-/// small multiple of `start`: every count is held against the bytes that are left before anything is
-/// allocated. Throws Error(format) for damaged files, Error(unsupported) for version 1, versions
+/// small multiple of `start`: every count is held against the bytes that are left before anything
+/// is allocated. Throws Error(format) for damaged files, Error(unsupported) for version 1, versions
 /// above 3, big-endian files, removed tensor types and headers past the limits.
 [[nodiscard]] std::optional<GgufHeader> try_parse_gguf(std::span<const std::byte> start,
                                                        std::uint64_t file_size);
@@ -83,9 +93,9 @@ inline constexpr std::size_t k_gguf_tensor_name_limit = 64;
 [[nodiscard]] GgufHeader parse_gguf(std::span<const std::byte> start, std::uint64_t file_size);
 
 struct GgufLayout {
-    std::vector<std::byte> header;     ///< the file's first bytes, padded up to the data section
-    std::vector<GgufTensor> tensors;   ///< as given, with offset and bytes filled in
-    std::uint64_t file_size = 0;       ///< the last tensor is padded too, as llama.cpp does
+    std::vector<std::byte> header;    ///< the file's first bytes, padded up to the data section
+    std::vector<GgufTensor> tensors;  ///< as given, with offset and bytes filled in
+    std::uint64_t file_size = 0;      ///< the last tensor is padded too, as llama.cpp does
 };
 
 /// Lay out a file as gguf-py and llama-quantize do: metadata and tensors in the given order, every
@@ -108,19 +118,32 @@ struct GgufLayout {
 template <class Visit>
 decltype(auto) with_gguf_type(GgufType type, Visit&& visit) {
     switch (type) {
-        case GgufType::uint8: return visit(std::type_identity<std::uint8_t>{});
-        case GgufType::int8: return visit(std::type_identity<std::int8_t>{});
-        case GgufType::uint16: return visit(std::type_identity<std::uint16_t>{});
-        case GgufType::int16: return visit(std::type_identity<std::int16_t>{});
-        case GgufType::uint32: return visit(std::type_identity<std::uint32_t>{});
-        case GgufType::int32: return visit(std::type_identity<std::int32_t>{});
-        case GgufType::float32: return visit(std::type_identity<float>{});
-        case GgufType::boolean: return visit(std::type_identity<bool>{});
-        case GgufType::string: return visit(std::type_identity<std::string>{});
-        case GgufType::uint64: return visit(std::type_identity<std::uint64_t>{});
-        case GgufType::int64: return visit(std::type_identity<std::int64_t>{});
-        case GgufType::float64: return visit(std::type_identity<double>{});
-        case GgufType::array: break;
+        case GgufType::uint8:
+            return visit(std::type_identity<std::uint8_t>{});
+        case GgufType::int8:
+            return visit(std::type_identity<std::int8_t>{});
+        case GgufType::uint16:
+            return visit(std::type_identity<std::uint16_t>{});
+        case GgufType::int16:
+            return visit(std::type_identity<std::int16_t>{});
+        case GgufType::uint32:
+            return visit(std::type_identity<std::uint32_t>{});
+        case GgufType::int32:
+            return visit(std::type_identity<std::int32_t>{});
+        case GgufType::float32:
+            return visit(std::type_identity<float>{});
+        case GgufType::boolean:
+            return visit(std::type_identity<bool>{});
+        case GgufType::string:
+            return visit(std::type_identity<std::string>{});
+        case GgufType::uint64:
+            return visit(std::type_identity<std::uint64_t>{});
+        case GgufType::int64:
+            return visit(std::type_identity<std::int64_t>{});
+        case GgufType::float64:
+            return visit(std::type_identity<double>{});
+        case GgufType::array:
+            break;
     }
     throw Error(ErrorKind::internal, "an array has no single C++ type");
 }

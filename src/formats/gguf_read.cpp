@@ -99,8 +99,7 @@ private:
 
     /// Every byte is taken here, so that no loop over a count can pass the header's limit.
     std::span<const std::byte> take(std::uint64_t count, std::string_view what) {
-        if (count <= reader_.remaining() &&
-            reader_.position() + count > k_gguf_longest_header) {
+        if (count <= reader_.remaining() && reader_.position() + count > k_gguf_longest_header) {
             refuse_kind("has a header of more than " + std::to_string(k_gguf_longest_header) +
                         " bytes: " + std::string(what) + " at byte " +
                         std::to_string(reader_.position()) + " takes " + std::to_string(count));

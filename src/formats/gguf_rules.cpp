@@ -11,8 +11,8 @@ namespace phiquant::formats {
 namespace {
 
 constexpr std::array<std::string_view, 13> k_type_names{
-    "uint8", "int8", "uint16", "int16", "uint32", "int32",  "float32",
-    "bool",  "string", "array", "uint64", "int64", "float64"};
+    "uint8", "int8",   "uint16", "int16",  "uint32", "int32",  "float32",
+    "bool",  "string", "array",  "uint64", "int64",  "float64"};
 
 [[noreturn]] void refuse(const GgufTensor& tensor, ErrorKind kind, const std::string& cause,
                          std::string remedy = {}) {

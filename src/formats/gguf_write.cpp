@@ -78,8 +78,8 @@ void check_metadata(const std::vector<GgufEntry>& metadata, std::uint64_t alignm
                    std::to_string(said),
                "Give the metadata key 'general.alignment' the same value (it is 32 without it).");
     }
-    if (const auto twice = find_duplicate(
-            metadata, [](const auto& e) -> const std::string& { return e.key; })) {
+    if (const auto twice =
+            find_duplicate(metadata, [](const auto& e) -> const std::string& { return e.key; })) {
         misuse("the metadata key " + quoted(*twice) + " is given twice");
     }
 }
@@ -89,7 +89,8 @@ void check_tensors(const std::vector<GgufTensor>& tensors) {
     for (const auto& tensor : tensors) {
         if (tensor.name.empty() || find_bad_utf8(tensor.name) ||
             tensor.name.find('\0') != std::string::npos) {
-            misuse("the tensor name " + quoted(tensor.name) + " is empty, holds a NUL or is not UTF-8");
+            misuse("the tensor name " + quoted(tensor.name) +
+                   " is empty, holds a NUL or is not UTF-8");
         }
         if (tensor.name.size() >= k_gguf_tensor_name_limit) {
             misuse("the tensor name " + quoted(tensor.name) + " has " +
@@ -98,13 +99,14 @@ void check_tensors(const std::vector<GgufTensor>& tensors) {
                    "Give the tensor a shorter name.");
         }
     }
-    if (const auto twice = find_duplicate(
-            tensors, [](const auto& t) -> const std::string& { return t.name; })) {
+    if (const auto twice =
+            find_duplicate(tensors, [](const auto& t) -> const std::string& { return t.name; })) {
         misuse("tensor " + quoted(*twice) + " is given twice");
     }
 }
 
-/// value rounded up. Both of a sum's terms below 2^63 cannot wrap, and files are no longer than that.
+/// value rounded up. Both of a sum's terms below 2^63 cannot wrap, and files are no longer than
+/// that.
 std::uint64_t aligned(std::uint64_t value, std::uint64_t alignment) {
     const auto raised = try_align(value, alignment);
     if (!raised || *raised > INT64_MAX) misuse("the sizes of the tensors overflow 63 bits");

@@ -30,8 +30,8 @@ std::string JsonCursor::found() const {
 }
 
 void JsonCursor::skip_space() noexcept {
-    while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\n' || text_[at_] == '\r' ||
-                                  text_[at_] == '\t')) {
+    while (at_ < text_.size() &&
+           (text_[at_] == ' ' || text_[at_] == '\n' || text_[at_] == '\r' || text_[at_] == '\t')) {
         ++at_;
     }
 }
@@ -74,14 +74,31 @@ void JsonCursor::read_escape(std::string& out) {
     const char kind = at_ < text_.size() ? text_[at_] : '\0';
     ++at_;
     switch (kind) {
-        case '"': case '\\': case '/': out.push_back(kind); return;
-        case 'b': out.push_back('\b'); return;
-        case 'f': out.push_back('\f'); return;
-        case 'n': out.push_back('\n'); return;
-        case 'r': out.push_back('\r'); return;
-        case 't': out.push_back('\t'); return;
-        case 'u': break;
-        default: --at_; fail("an unknown escape in a string");
+        case '"':
+        case '\\':
+        case '/':
+            out.push_back(kind);
+            return;
+        case 'b':
+            out.push_back('\b');
+            return;
+        case 'f':
+            out.push_back('\f');
+            return;
+        case 'n':
+            out.push_back('\n');
+            return;
+        case 'r':
+            out.push_back('\r');
+            return;
+        case 't':
+            out.push_back('\t');
+            return;
+        case 'u':
+            break;
+        default:
+            --at_;
+            fail("an unknown escape in a string");
     }
     std::uint32_t code = read_hex4();
     if (code >= 0xDC00 && code < 0xE000) fail("a low surrogate without its high one");
@@ -116,7 +133,9 @@ std::string JsonCursor::read_string(std::string_view what) {
 
 std::uint64_t JsonCursor::read_unsigned(std::string_view what) {
     skip_space();
-    const auto is_digit = [&] { return at_ < text_.size() && text_[at_] >= '0' && text_[at_] <= '9'; };
+    const auto is_digit = [&] {
+        return at_ < text_.size() && text_[at_] >= '0' && text_[at_] <= '9';
+    };
     const std::string name(what);
     if (at_ < text_.size() && text_[at_] == '-') fail(name + " is negative");
     if (!is_digit()) fail("expected " + name + ", a whole number, found " + found());
@@ -140,13 +159,27 @@ std::string json_quoted(std::string_view text) {
     for (const char letter : text) {
         const auto byte = static_cast<unsigned char>(letter);
         switch (letter) {
-            case '"': out += "\\\""; break;
-            case '\\': out += "\\\\"; break;
-            case '\b': out += "\\b"; break;
-            case '\f': out += "\\f"; break;
-            case '\n': out += "\\n"; break;
-            case '\r': out += "\\r"; break;
-            case '\t': out += "\\t"; break;
+            case '"':
+                out += "\\\"";
+                break;
+            case '\\':
+                out += "\\\\";
+                break;
+            case '\b':
+                out += "\\b";
+                break;
+            case '\f':
+                out += "\\f";
+                break;
+            case '\n':
+                out += "\\n";
+                break;
+            case '\r':
+                out += "\\r";
+                break;
+            case '\t':
+                out += "\\t";
+                break;
             default:
                 if (byte < 0x20) {
                     out += "\\u00";

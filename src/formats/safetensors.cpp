@@ -85,8 +85,9 @@ void read_entry(JsonCursor& json, SafetensorsEntry& entry) {
         }
     } while (json.try_take(','));
     json.expect('}', "the entry's '}'");
-    for (const auto& [there, key] :
-         {std::pair{dtype.has_value(), "dtype"}, {has_shape, "shape"}, {has_offsets, "data_offsets"}}) {
+    for (const auto& [there, key] : {std::pair{dtype.has_value(), "dtype"},
+                                     {has_shape, "shape"},
+                                     {has_offsets, "data_offsets"}}) {
         if (!there) refuse_tensor(entry, std::string("lacks the key '") + key + "'");
     }
     const auto known_dtype = dtype_named(*dtype);
@@ -106,7 +107,8 @@ SafetensorsMetadata read_metadata(JsonCursor& json) {
         }
         std::string key = json.read_string("a key of __metadata__");
         json.expect(':', "':'");
-        metadata.emplace_back(std::move(key), json.read_string("a string as value in __metadata__"));
+        metadata.emplace_back(std::move(key),
+                              json.read_string("a string as value in __metadata__"));
     } while (json.try_take(','));
     json.expect('}', "the '}' of __metadata__");
     return metadata;
@@ -121,8 +123,8 @@ std::uint64_t wanted_bytes(const SafetensorsEntry& entry, ErrorKind kind) {
         empty = empty || extent == 0;
         bytes = try_multiply(*bytes, extent == 0 ? 1 : extent);
         if (!bytes) {
-            refuse_tensor(entry, "has a shape whose size in bytes overflows 64 bits",
-                          k_fetch_again, kind);
+            refuse_tensor(entry, "has a shape whose size in bytes overflows 64 bits", k_fetch_again,
+                          kind);
         }
     }
     return empty ? 0 : *bytes;
@@ -164,9 +166,9 @@ void place(std::vector<SafetensorsEntry>& entries, std::uint64_t data_start,
     const SafetensorsEntry* previous = nullptr;
     for (const auto& entry : entries) {
         if (entry.begin < next) {
-            refuse_tensor(entry, "overlaps tensor " + quoted(previous->name) + ": it begins at byte " +
-                                     std::to_string(entry.begin) + ", before byte " +
-                                     std::to_string(next));
+            refuse_tensor(entry, "overlaps tensor " + quoted(previous->name) +
+                                     ": it begins at byte " + std::to_string(entry.begin) +
+                                     ", before byte " + std::to_string(next));
         }
         if (entry.begin > next) {
             refuse_tensor(entry, "leaves a hole before it: bytes " + std::to_string(next) + " to " +
@@ -178,23 +180,21 @@ void place(std::vector<SafetensorsEntry>& entries, std::uint64_t data_start,
     if (next != file_size) {
         const std::uint64_t extra = file_size - next;
         refuse(std::to_string(extra) + (extra == 1 ? " byte follows" : " bytes follow") +
-                   " the last tensor's end (byte " +
-                   std::to_string(next) + " of " + std::to_string(file_size) + ")",
+                   " the last tensor's end (byte " + std::to_string(next) + " of " +
+                   std::to_string(file_size) + ")",
                "Something was appended to the file: fetch it again.");
     }
 }
 
 void refuse_duplicates(const SafetensorsHeader& header) {
-    if (const auto twice = find_duplicate(header.entries, [](const auto& e) -> const std::string& {
-            return e.name;
-        })) {
+    if (const auto twice = find_duplicate(
+            header.entries, [](const auto& e) -> const std::string& { return e.name; })) {
         throw Error(ErrorKind::format, {}, shown(*twice),
                     "tensor " + quoted(*twice) + " is in the header twice (a duplicate key)",
                     k_fetch_again);
     }
-    if (const auto twice = find_duplicate(header.metadata, [](const auto& e) -> const std::string& {
-            return e.first;
-        })) {
+    if (const auto twice = find_duplicate(
+            header.metadata, [](const auto& e) -> const std::string& { return e.first; })) {
         refuse("__metadata__ has the duplicate key " + quoted(*twice));
     }
 }
@@ -211,8 +211,9 @@ std::uint64_t safetensors_header_length(std::span<const std::byte> prefix,
         refuse(std::move(cause), std::move(remedy));
     };
     if (file_size < k_safetensors_header_start) {
-        refuse_better("has " + std::to_string(file_size) +
-                      " bytes, too few for a safetensors file, which starts with 8 bytes of length");
+        refuse_better(
+            "has " + std::to_string(file_size) +
+            " bytes, too few for a safetensors file, which starts with 8 bytes of length");
     }
     if (prefix.size() < k_safetensors_header_start) {
         throw Error(ErrorKind::internal, "the first 8 bytes of a safetensors file are needed");
@@ -225,8 +226,8 @@ std::uint64_t safetensors_header_length(std::span<const std::byte> prefix,
                       "damaged");
     }
     if (length > room) {
-        refuse_better("says that its header has " + std::to_string(length) +
-                          " bytes, but only " + std::to_string(room) + " follow",
+        refuse_better("says that its header has " + std::to_string(length) + " bytes, but only " +
+                          std::to_string(room) + " follow",
                       k_incomplete);
     }
     if (length < 2) {
@@ -289,12 +290,12 @@ SafetensorsLayout write_safetensors_header(std::vector<SafetensorsEntry> entries
     if (entries.size() > k_most_tensors || metadata.size() > k_most_metadata_keys) {
         misuse("too many tensors or metadata keys for one safetensors file");
     }
-    if (const auto twice = find_duplicate(
-            entries, [](const auto& e) -> const std::string& { return e.name; })) {
+    if (const auto twice =
+            find_duplicate(entries, [](const auto& e) -> const std::string& { return e.name; })) {
         misuse("tensor " + quoted(*twice) + " is given twice");
     }
-    if (const auto twice = find_duplicate(
-            metadata, [](const auto& e) -> const std::string& { return e.first; })) {
+    if (const auto twice =
+            find_duplicate(metadata, [](const auto& e) -> const std::string& { return e.first; })) {
         misuse("the metadata key " + quoted(*twice) + " is given twice");
     }
     std::string json = "{";

@@ -1,9 +1,9 @@
 // The safetensors container: its header read and checked without trust, and written.
 //
-// A file is 8 bytes of header length (little-endian), that many bytes of JSON, and the tensors' data.
-// The format: https://github.com/huggingface/safetensors#format. What the format leaves open is
-// decided here: scalars (shape []) and tensors with a dimension of 0 are legal, the latter own no
-// bytes; up to 32 dimensions; unknown keys in an entry are refused.
+// A file is 8 bytes of header length (little-endian), that many bytes of JSON, and the tensors'
+// data. The format: https://github.com/huggingface/safetensors#format. What the format leaves open
+// is decided here: scalars (shape []) and tensors with a dimension of 0 are legal, the latter own
+// no bytes; up to 32 dimensions; unknown keys in an entry are refused.
 #pragma once
 
 #include <cstddef>
@@ -47,9 +47,10 @@ struct SafetensorsHeader {
 /// Read the JSON header (the bytes after the first 8) of a file of `file_size` bytes.
 ///
 /// Checks all that can be checked without the data: strict UTF-8 and JSON, no duplicate key, every
-/// number a whole one, every dtype known, shape times dtype equal to the byte range, and ranges that
-/// tile the data section exactly: no overlap, no hole, no byte left over (else a file could be two
-/// things at once). Throws Error(format), or Error(unsupported) for dtypes and sizes not handled.
+/// number a whole one, every dtype known, shape times dtype equal to the byte range, and ranges
+/// that tile the data section exactly: no overlap, no hole, no byte left over (else a file could be
+/// two things at once). Throws Error(format), or Error(unsupported) for dtypes and sizes not
+/// handled.
 [[nodiscard]] SafetensorsHeader parse_safetensors_header(std::span<const std::byte> header_json,
                                                          std::uint64_t file_size);
 

@@ -32,10 +32,9 @@ std::optional<std::size_t> find_bad_utf8(std::string_view text) noexcept {
     std::size_t at = 0;
     while (at < text.size()) {
         // Headers are ASCII almost everywhere: eight bytes a step.
-        while (text.size() - at >= 8 &&
-               (load_little_endian<std::uint64_t>(
-                    reinterpret_cast<const std::byte*>(text.data() + at)) &
-                0x8080808080808080U) == 0) {
+        while (text.size() - at >= 8 && (load_little_endian<std::uint64_t>(
+                                             reinterpret_cast<const std::byte*>(text.data() + at)) &
+                                         0x8080808080808080U) == 0) {
             at += 8;
         }
         if (at == text.size()) break;
@@ -121,7 +120,8 @@ std::optional<Impostor> recognise_impostor(std::span<const std::byte> prefix, Co
         return Impostor{"is a web page or XML (it starts with '<'), not a file of weights", again};
     }
     if (text[first] == '{') {
-        return Impostor{"is JSON text (it starts with '{'), perhaps a server's error message", again};
+        return Impostor{"is JSON text (it starts with '{'), perhaps a server's error message",
+                        again};
     }
     return std::nullopt;
 }

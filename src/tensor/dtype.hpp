@@ -10,9 +10,18 @@ namespace phiquant {
 
 /// Types of whole bytes only; safetensors' F4 and F6 are packed and are none of these.
 enum class DType : std::uint8_t {
-    f64, f32, f16, bf16,
-    i64, i32, i16, i8,
-    u64, u32, u16, u8,
+    f64,
+    f32,
+    f16,
+    bf16,
+    i64,
+    i32,
+    i16,
+    i8,
+    u64,
+    u32,
+    u16,
+    u8,
     boolean,
     f8_e4m3,  ///< OCP, finite only: largest 448 ("E4M3FN")
     f8_e5m2,  ///< OCP

@@ -112,7 +112,10 @@ FORMAT_CASES = {
         gguf([text("k") + struct.pack("<IQ", STRING, (1 << 64) - 1)]),
         "past the file's end",
     ),
-    "row 43: unknown value type": (gguf([pair("k", 13, bytes(16))]), "'k' has the unknown value type 13"),
+    "row 43: unknown value type": (
+        gguf([pair("k", 13, bytes(16))]),
+        "'k' has the unknown value type 13",
+    ),
     "row 43: unknown item type": (
         gguf([pair("k", ARRAY, array(99, 1, bytes(8)))]),
         "unknown value type 99",
@@ -126,7 +129,10 @@ FORMAT_CASES = {
     ),
     "version 0": (gguf(version=0), "version 0"),
     "bool of 2": (gguf([pair("b", BOOL, b"\x02")]), "'b' is a bool of value 2"),
-    "bool of 2 in an array": (gguf([pair("b", ARRAY, array(BOOL, 2, b"\0\2"))]), "a bool of value 2"),
+    "bool of 2 in an array": (
+        gguf([pair("b", ARRAY, array(BOOL, 2, b"\0\2"))]),
+        "a bool of value 2",
+    ),
     "empty key": (gguf([u32("", 1)]), "empty metadata key"),
     "key not UTF-8": (gguf([pair(b"\xff", U32, bytes(4))]), "is not UTF-8"),
     "key with NUL": (gguf([u32("a\0b", 1)]), "NUL"),

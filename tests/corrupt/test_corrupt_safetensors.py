@@ -192,7 +192,9 @@ def test_row_5_a_header_over_100_mb_is_refused_before_it_is_read() -> None:
 
 
 def test_row_5_a_header_of_100_mb_of_tensors_stays_in_bounds() -> None:
-    body = ",".join(f'"{i:x}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}' for i in range(1_100_000))
+    body = ",".join(
+        f'"{i:x}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}' for i in range(1_100_000)
+    )
     data = framed("{" + body + "}")
     with little_memory(1 << 30), pytest.raises(UnsupportedError, match="more than 1048576 tensors"):
         read(data)

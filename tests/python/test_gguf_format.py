@@ -43,7 +43,11 @@ METADATA: list[tuple[str, str, Any]] = [
     ("v.i64", "array:int64", np.array([-1, 2**40], np.int64)),
     ("v.f64", "array:float64", np.array([1e300])),
 ]
-TENSORS = [("token_embd.weight", (256, 3), 12), ("output_norm.weight", (5,), 0), ("x", (32, 2, 3), 2)]
+TENSORS = [
+    ("token_embd.weight", (256, 3), 12),
+    ("output_norm.weight", (5,), 0),
+    ("x", (32, 2, 3), 2),
+]
 
 
 def gguf_type(name: str) -> gguf.GGUFValueType:

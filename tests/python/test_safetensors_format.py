@@ -31,7 +31,18 @@ NUMPY_DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
-ODD_NAMES = ["a.b", "with space", 'quo"te', "back\\slash", "tab\t", "bell\x07", "del\x7f", "é", "日本", "🙂"]
+ODD_NAMES = [
+    "a.b",
+    "with space",
+    'quo"te',
+    "back\\slash",
+    "tab\t",
+    "bell\x07",
+    "del\x7f",
+    "é",
+    "日本",
+    "🙂",
+]
 
 
 def read(data: bytes) -> tuple[list[Any], dict[str, str]]:
@@ -93,7 +104,11 @@ def test_the_same_header_bytes_as_the_safetensors_package(seed: int) -> None:
 
 
 def test_the_dtypes_that_numpy_lacks_are_named_as_the_package_names_them(tmp_path: Path) -> None:
-    wide = {"BF16": ml_dtypes.bfloat16, "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
+    wide = {
+        "BF16": ml_dtypes.bfloat16,
+        "F8_E4M3": ml_dtypes.float8_e4m3fn,
+        "F8_E5M2": ml_dtypes.float8_e5m2,
+    }
     wide["F8_E8M0"] = ml_dtypes.float8_e8m0fnu
     for name, dtype in wide.items():
         data = _core.write_safetensors_header([("x", name, [3])], {})
@@ -101,9 +116,10 @@ def test_the_dtypes_that_numpy_lacks_are_named_as_the_package_names_them(tmp_pat
         path.write_bytes(data + np.ones(3, dtype).tobytes())
         with safetensors.safe_open(path, framework="numpy") as file:
             assert file.get_slice("x").get_dtype() == name
-        assert _core.safetensors_dtypes()[[n for n, _ in _core.safetensors_dtypes()].index(name)][
-            1
-        ] == np.dtype(dtype).itemsize
+        assert (
+            _core.safetensors_dtypes()[[n for n, _ in _core.safetensors_dtypes()].index(name)][1]
+            == np.dtype(dtype).itemsize
+        )
 
 
 def test_a_file_without_tensors_is_legal() -> None:
@@ -133,7 +149,9 @@ def test_what_cannot_be_written_is_refused(tensors: Any, metadata: Any, words: s
         _core.write_safetensors_header(tensors, metadata)
 
 
-@pytest.mark.parametrize("wrap", [bytes, bytearray, memoryview, lambda b: np.frombuffer(b, np.uint8)])
+@pytest.mark.parametrize(
+    "wrap", [bytes, bytearray, memoryview, lambda b: np.frombuffer(b, np.uint8)]
+)
 def test_any_buffer_can_be_read(wrap: Any) -> None:
     data = _core.write_safetensors_header([("x", "F32", [2])], {}) + bytes(8)
     length = _core.safetensors_header_length(wrap(data), len(data))
