@@ -37,18 +37,13 @@ def execute(
     start = time.perf_counter()
     files = [file for target in plan.targets for file in target.files]
     checks = [target.check for target in plan.targets for _ in target.files]
-    paths = [
-        path if len(target.files) == 1 else path / file.name
-        for target, path in zip(plan.targets, outputs, strict=True)
-        for file in target.files
-    ]
-    extras = _companions(plan, outputs) if companions else {}
-    _preflight(plan, [*paths, *extras], overwrite)
+    paths = _paths(plan, outputs)
+    extras = preflight(plan, outputs, overwrite=overwrite, companions=companions)
     sources, tensors, order = _core_tensors(plan, files)
     hashes: list[str | None] = [None] * len(files)
 
     def inspect(staged: list[str]) -> None:
-        for number, path in enumerate(staged):
+        for number, path in enumerate(staged[: len(files)]):
             try:
                 checks[number](Path(path), files[number])
             except PhiquantError as error:
@@ -61,8 +56,12 @@ def execute(
             sources,
             tensors,
             [
-                (os.fspath(path), file.size, _literals(file))
-                for path, file in zip(paths, files, strict=True)
+                *(
+                    (os.fsencode(path), file.size, _literals(file))
+                    for path, file in zip(paths, files, strict=True)
+                ),
+                # Companions are part of the run: where one cannot be written, nothing is.
+                *((os.fsencode(path), len(text), [(0, text)]) for path, text in extras.items()),
             ],
             threads,
             overwrite,
@@ -70,8 +69,6 @@ def execute(
             watch,
             inspect,
         )
-    for path, text in extras.items():
-        _core.write_file(os.fspath(path), len(text), [(0, text)], overwrite)
     measured = _by_output(result["tensors"], order)
     return Report(
         source=str(plan.checkpoint.path),
@@ -93,6 +90,37 @@ def execute(
     )
 
 
+def preflight(
+    plan: Plan, outputs: tuple[Path, ...], *, overwrite: bool, companions: bool
+) -> dict[Path, bytes]:
+    """Refuse what cannot end well before anything is read or written; so does a dry run.
+
+    Returns
+    -------
+    dict of Path to bytes
+        The companions to write beside the results.
+
+    Raises
+    ------
+    phiquant.UsageError
+        An output exists, is a folder, or is the source itself.
+    phiquant.IoError
+        The folder is missing, the name too long, or the disk too full.
+    """
+    extras = _companions(plan, outputs) if companions else {}
+    _check_outputs(plan, [*_paths(plan, outputs), *extras], overwrite)
+    return extras
+
+
+def _paths(plan: Plan, outputs: tuple[Path, ...]) -> list[Path]:
+    """Where each planned file will stand."""
+    return [
+        path if len(target.files) == 1 else path / file.name
+        for target, path in zip(plan.targets, outputs, strict=True)
+        for file in target.files
+    ]
+
+
 def _companions(plan: Plan, outputs: tuple[Path, ...]) -> dict[Path, bytes]:
     extras: dict[Path, bytes] = {}
     for target, path in zip(plan.targets, outputs, strict=True):
@@ -106,8 +134,7 @@ def _companions(plan: Plan, outputs: tuple[Path, ...]) -> dict[Path, bytes]:
     return extras
 
 
-def _preflight(plan: Plan, paths: list[Path], overwrite: bool) -> None:
-    """Refuse what cannot end well before anything is read or written."""
+def _check_outputs(plan: Plan, paths: list[Path], overwrite: bool) -> None:
     inputs = {source.path.resolve() for source in plan.checkpoint.files}
     needed: dict[Path, int] = {}
     for path in paths:
@@ -188,7 +215,7 @@ def _core_tensors(
         )
         order.append([(number, tensor.name) for number, tensor in wanted])
     sources = [
-        (os.fspath(s.path), s.device, s.inode, s.size, s.modified_ns)
+        (os.fsencode(s.path), s.device, s.inode, s.size, s.modified_ns)
         for s in plan.checkpoint.files
     ]
     return sources, tensors, order

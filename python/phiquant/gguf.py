@@ -97,7 +97,7 @@ def _scalar_type(key: str, value: Any) -> str:
         "float64",
         "bool",
     ):
-        return value.dtype.name
+        return str(value.dtype.name)
     if isinstance(value, bool):
         return "bool"
     if isinstance(value, (str, bytes)):
@@ -158,7 +158,7 @@ def write(
     values = [typed(key, value) for key, value in (metadata or {}).items()]
     header, offsets, size = _core.write_gguf_header(values, infos, alignment)
     pieces: list[tuple[int, Any]] = [(0, header), *zip(offsets, arrays, strict=True)]
-    _core.write_file(os.fspath(path), size, pieces, overwrite)
+    _core.write_file(os.fsencode(path), size, pieces, overwrite)
     return Path(path)
 
 

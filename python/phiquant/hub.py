@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from phiquant.architectures.strict_json import read_json
+from phiquant.strict_json import read_json
 from phiquant.errors import FormatError, IoError, PhiquantError, UnsupportedError, UsageError
 from phiquant.safetensors import INDEX, SINGLE
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from phiquant import _core
-from phiquant.architectures.strict_json import read_json
+from phiquant.strict_json import read_json
 from phiquant.checkpoint import Checkpoint, SourceFile, TensorEntry, located
 from phiquant.errors import FormatError, PhiquantError, UnsupportedError, UsageError
 from phiquant.files import array_bytes
@@ -221,5 +221,5 @@ def write(
     for raw in arrays:
         pieces.append((at, raw))
         at += raw.nbytes
-    _core.write_file(os.fspath(path), at, pieces, overwrite)
+    _core.write_file(os.fsencode(path), at, pieces, overwrite)
     return Path(path)

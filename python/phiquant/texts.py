@@ -24,7 +24,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> str
     align : str
         One letter a column: ``l`` or ``r``.
     """
-    shown = [[_printable(cell) for cell in row] for row in (head, *rows)]
+    shown = [[printable(cell) for cell in row] for row in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     lines = []
     for row in shown:
@@ -36,6 +36,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> str
     return "\n".join(lines)
 
 
-def _printable(text: str) -> str:
-    """Names come from files: a terminal's control sequences must not."""
+def printable(text: str) -> str:
+    """``text`` without control characters: names come from files, commands to a terminal must not."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -17,7 +17,7 @@ from phiquant.architectures.spec import (
     Rope,
     TensorRole,
 )
-from phiquant.architectures.strict_json import read_json
+from phiquant.strict_json import read_json
 from phiquant.errors import FormatError, UnsupportedError
 
 __all__ = [
@@ -71,7 +71,7 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, object]:
     Raises
     ------
     phiquant.FormatError
-        See :func:`phiquant.architectures.strict_json.read_json`.
+        See :func:`phiquant.strict_json.read_json`.
     """
     return read_json(path)
 

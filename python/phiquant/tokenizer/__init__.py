@@ -9,7 +9,7 @@ from phiquant.tokenizer.description import (
     TokenType,
     needs_phi3_name,
 )
-from phiquant.tokenizer.gguf import gguf_metadata
+from phiquant.tokenizer.gguf import general_name, gguf_metadata
 from phiquant.tokenizer.reader import load
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "ChatTemplate",
     "TokenType",
     "Tokenizer",
+    "general_name",
     "gguf_metadata",
     "load",
     "needs_phi3_name",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from phiquant.architectures.strict_json import read_json
+from phiquant.strict_json import read_json
 from phiquant.errors import FormatError, UnsupportedError
 from phiquant.tokenizer import added, files, merges, pretokenizer
 from phiquant.tokenizer.description import AddedToken, TokenType

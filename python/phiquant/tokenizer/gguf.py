@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import string
 
 from phiquant.errors import FormatError
-from phiquant.tokenizer.description import Tokenizer
+from phiquant.tokenizer.description import Tokenizer, needs_phi3_name
 
 # GGUF's own names of the roles, "seperator" included; other roles have no key.
 _ID_KEYS = {
@@ -54,6 +55,21 @@ def gguf_metadata(tok: Tokenizer) -> list[tuple[str, str, object]]:
     if tok.add_space_prefix is not None:
         entries.append(("tokenizer.ggml.add_space_prefix", "bool", tok.add_space_prefix))
     return entries + _templates(tok)
+
+
+def general_name(tok: Tokenizer, name: str) -> str:
+    """A model's name spelled so that llama.cpp tokenizes as Hugging Face does; often ``name`` itself.
+
+    See ``needs_phi3_name``. The converter's "Phi 3 Mini 4k Instruct" becomes
+    "Phi-3-Mini-4k-Instruct", names without a word of Phi-3 get one at the end, and where Phi-3's
+    name does harm "phi3" becomes "phi 3".
+    """
+    if not needs_phi3_name(tok):
+        return re.sub(r"(phi)-?(3)", r"\1 \2", name, flags=re.IGNORECASE)
+    for spelled in (name, name.replace(" ", "-")):
+        if "phi-3" in spelled.lower() or "phi3" in spelled.lower():
+            return spelled
+    return f"{name} (Phi-3)"
 
 
 def _templates(tok: Tokenizer) -> list[tuple[str, str, object]]:

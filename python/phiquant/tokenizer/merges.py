@@ -14,12 +14,16 @@ def pairs(
 ) -> Iterator[tuple[str, str]]:
     """Every merge in rank order; both spellings, ``"a b"`` and ``["a", "b"]``, are read.
 
+    The list is used up.
+
     Raises
     ------
     phiquant.FormatError
         An entry is neither, or a part or the result is no token.
     """
-    for rank, entry in enumerate(files.expect_list(value, "model.merges", path)):
+    entries = files.expect_list(value, "model.merges", path)
+    for rank, entry in enumerate(entries):
+        entries[rank] = None  # a pair takes 250 bytes: freed while the caller's own form grows
         parts = entry.split(" ") if isinstance(entry, str) else entry
         if not isinstance(parts, list) or len(parts) != 2:
             raise FormatError(f"merge {rank} is no pair of tokens", file=path)

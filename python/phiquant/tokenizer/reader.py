@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from phiquant.architectures.strict_json import read_json
+from phiquant.strict_json import read_json
 from phiquant.errors import FormatError
 from phiquant.tokenizer import added, byte_level, files, sentencepiece, special
 from phiquant.tokenizer.description import ChatTemplate, Tokenizer

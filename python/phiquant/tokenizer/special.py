@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from phiquant.architectures.strict_json import read_json
+from phiquant.strict_json import read_json
 from phiquant.errors import FormatError, UnsupportedError
 from phiquant.tokenizer import files
 from phiquant.tokenizer.description import AddedToken, ChatTemplate
@@ -115,8 +115,9 @@ def _template(
     if len(single) > 1:
         first, last = _special(single[0]), _special(single[-1])
         if first is not None:
-            for role in ("bos", "cls"):
-                names[role] = names[role] or first
+            if first not in (names["bos"], names["cls"]):
+                for role in ("bos", "cls"):
+                    names[role] = names[role] or first
             add["bos"] = first in (names["bos"], names["cls"])
         if last is not None:
             if last != names["eos"]:
