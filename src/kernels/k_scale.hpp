@@ -86,11 +86,12 @@ template <class Arch>
 void encode_q6_k(const Rows& rows, std::byte* const* planes) noexcept {
     auto* block = reinterpret_cast<BlockQ6K*>(planes[0]);
     const float* values = rows.values;
+    ScaleSearch<Arch> search;
     for (std::uint64_t left = rows.rows * rows.columns / k_super_block; left > 0; --left) {
         Scales<16> found;
         ScaleParameters parameters;
         for (std::size_t j = 0; j < 16; j += F32<Arch>::size) {
-            search_scale<Arch>(values + j * 16, j, found);
+            search.run(values + j * 16, j, found);
         }
         if (round_parameters<Arch>(found.scale, parameters)) {
             alignas(k_alignment) std::uint8_t codes[k_super_block];

@@ -17,72 +17,129 @@ struct Scales {
 // Below this a sub-block counts as all zero (ggml's GROUP_MAX_EPS).
 inline constexpr float k_negligible = 1e-15f;
 
-/// The trials: -(32 + 0.1 * step) / max, first step 0, then -9 to 9 without 0.
-inline constexpr int k_scale_trials = 19;
-static constexpr int scale_trial_step(int trial) noexcept {
-    return trial == 0 ? 0 : trial <= 9 ? trial - 10 : trial - 9;
-}
-static constexpr float scale_trial_steps(int trial) noexcept {
-    return -(32.0f + 0.1f * static_cast<float>(scale_trial_step(trial)));
-}
+/// The trials' numerators, over the largest value: -(32 + 0.1 * step), with step 0 first, then -9
+/// to 9 without 0.
+struct ScaleTrials {
+    static constexpr int count = 19;
+    float steps[count];
 
-/// Sums of one trial over a sub-block's 16 values: Σ w·x·l and Σ w·l·l with w = x².
-template <class Arch>
-struct ScaleSums {
-    F32<Arch> xl, l2;
-};
-
-template <class Arch>
-XSIMD_INLINE void sum_scale_trial(const F32<Arch>* x, const F32<Arch>* w, const F32<Arch>* wx,
-                                  F32<Arch> inverse, ScaleSums<Arch>& sums) noexcept {
-    using Batch = F32<Arch>;
-    sums.xl = sums.l2 = Batch(0.0f);
-    for (std::size_t i = 0; i < 16; ++i) {
-        // |inverse * x| is at most 33, as max bounds |x|.
-        const Batch code =
-            nearest_biased<Arch, Range::limited>(inverse * x[i], -32.0f, 31.0f) - Batch(k_magic);
-        sums.xl = sums.xl + wx[i] * code;
-        sums.l2 = sums.l2 + (w[i] * code) * code;
-    }
-}
-
-/// `values`: as many consecutive sub-blocks of 16 as a batch has lanes.
-template <class Arch, std::size_t count>
-void search_scale(const float* values, std::size_t first, Scales<count>& found) noexcept {
-    using Batch = F32<Arch>;
-    const Batch zero(0.0f);
-    Batch x[16], w[16], wx[16];
-    transpose_sub_blocks<Arch, 16>(values, x, 1);
-    Batch largest = zero, magnitude = zero;
-    for (std::size_t i = 0; i < 16; ++i) {
-        const Batch size = xsimd::abs(x[i]);
-        const auto larger = size > magnitude;  // so that the first of equals wins
-        magnitude = xsimd::select(larger, size, magnitude);
-        largest = xsimd::select(larger, x[i], largest);
-        w[i] = x[i] * x[i];
-        wx[i] = w[i] * x[i];
-    }
-    const auto negligible = magnitude < Batch(k_negligible);
-    largest = xsimd::select(negligible, Batch(1.0f), largest);
-
-    Batch scale, best, best_inverse;
-    for (int trial = 0; trial < k_scale_trials; ++trial) {
-        const Batch inverse = Batch(scale_trial_steps(trial)) / largest;
-        ScaleSums<Arch> sums;
-        sum_scale_trial<Arch>(x, w, wx, inverse, sums);
-        if (trial == 0) {
-            scale = xsimd::select(sums.l2 != zero, sums.xl / sums.l2, zero);
-            best = scale * sums.xl;
-            best_inverse = inverse;
-        } else {
-            const auto better = (sums.l2 > zero) & (sums.xl * sums.xl > best * sums.l2);
-            scale = xsimd::select(better, sums.xl / sums.l2, scale);
-            best = xsimd::select(better, scale * sums.xl, best);
-            best_inverse = xsimd::select(better, inverse, best_inverse);
+    constexpr ScaleTrials() : steps{} {
+        for (int trial = 0; trial < count; ++trial) {
+            const int step = trial == 0 ? 0 : trial <= 9 ? trial - 10 : trial - 9;
+            steps[trial] = -(32.0f + 0.1f * static_cast<float>(step));
         }
     }
-    xsimd::select(negligible, zero, scale).store_aligned(found.scale + first);
-    xsimd::select(negligible, zero, best_inverse).store_aligned(found.inverse + first);
-}
+};
+inline constexpr ScaleTrials k_scale_trials;
+
+/// The search over as many sub-blocks of 16 values as a batch has lanes.
+template <class Arch>
+class ScaleSearch {
+    static constexpr std::size_t lanes = F32<Arch>::size;
+    static constexpr std::size_t size = 16;
+    using Batch = F32<Arch>;
+
+public:
+    /// `values`: `lanes` consecutive sub-blocks, whose results go to `found` from `first` on.
+    template <std::size_t count>
+    void run(const float* values, std::size_t first, Scales<count>& found) noexcept {
+        load(values);
+        // |inverse * x| is at most the numerator, as `largest` bounds |x|: up to 31.4 nothing
+        // can round past the codes -32 to 31, and up to 32.4 nothing past the lower end.
+        try_inverses<Ends::upper>(0, 1);
+        try_inverses<Ends::none>(1, 5);
+        try_inverses<Ends::upper>(5, 14);
+        try_inverses<Ends::both>(14, 19);
+        select(found.scale + first, found.inverse + first);
+    }
+
+private:
+    enum class Ends { none, upper, both };
+
+    /// What belongs to value i of each sub-block; its weight is x².
+    struct Each {
+        Batch x, w, wx;
+    };
+
+    /// What a trial comes to: Σ w·x·l, Σ w·l², and their quotient.
+    struct Trial {
+        Batch inverse, xl, l2, scale;
+    };
+
+    void load(const float* values) noexcept {
+        transpose_sub_blocks<Arch, size>(values, &each_[0].x, sizeof(Each) / sizeof(Batch));
+        const Batch zero(0.0f);
+        Batch largest = zero, magnitude = zero;
+        for (std::size_t i = 0; i < size; ++i) {
+            const Batch x = each_[i].x;
+            const Batch here = xsimd::abs(x);
+            const auto larger = here > magnitude;  // so that the first of equals wins
+            magnitude = xsimd::select(larger, here, magnitude);
+            largest = xsimd::select(larger, x, largest);
+            each_[i].w = x * x;
+            each_[i].wx = x * x * x;
+        }
+        negligible_ = magnitude < Batch(k_negligible);
+        largest_ = xsimd::select(negligible_, Batch(1.0f), largest);
+    }
+
+    template <Ends ends>
+    static XSIMD_INLINE Batch nearest(Batch steps) noexcept {
+        if constexpr (k_has_integer_extremes<Arch>) {
+            // Negative floats' bits are ordered by magnitude: above all others as unsigned
+            // integers, below them as signed ones. So each end has its own kind of minimum.
+            using Unsigned = xsimd::batch<std::uint32_t, Arch>;
+            Batch code = xsimd::nearbyint(steps);
+            if constexpr (ends == Ends::both) {
+                const auto bits = xsimd::bitwise_cast<std::uint32_t>(code);
+                const Unsigned low(__builtin_bit_cast(std::uint32_t, -32.0f));
+                code = xsimd::bitwise_cast<float>(xsimd::min(bits, low));
+            }
+            if constexpr (ends != Ends::none) {
+                const I32<Arch> high(__builtin_bit_cast(std::int32_t, 31.0f));
+                code = float_of_bits<Arch>(xsimd::min(bits_of<Arch>(code), high));
+            }
+            return code;
+        } else {
+            return nearest_biased<Arch, Range::limited>(steps, -32.0f, 31.0f) - Batch(k_magic);
+        }
+    }
+
+    template <Ends ends>
+    XSIMD_INLINE void try_inverses(int from, int to) noexcept {
+        for (int trial = from; trial < to; ++trial) {
+            const Batch inverse = Batch(k_scale_trials.steps[trial]) / largest_;
+            Batch xl(0.0f), l2(0.0f);
+            for (std::size_t i = 0; i < size; ++i) {
+                const Batch code = nearest<ends>(inverse * each_[i].x);
+                xl = xl + each_[i].wx * code;
+                l2 = l2 + (each_[i].w * code) * code;
+            }
+            trials_[trial] = {inverse, xl, l2, xl / l2};
+        }
+    }
+
+    void select(float* scales, float* inverses) const noexcept {
+        const Batch zero(0.0f);
+        Batch scale = xsimd::select(trials_[0].l2 != zero, trials_[0].scale, zero);
+        Batch best = scale * trials_[0].xl;
+        Batch inverse = trials_[0].inverse;
+        for (int trial = 1; trial < ScaleTrials::count; ++trial) {
+            const Trial& tried = trials_[trial];
+            const auto better =
+                (tried.l2 > zero) & (tried.xl * tried.xl > best * tried.l2);
+            scale = xsimd::select(better, tried.scale, scale);
+            best = xsimd::select(better, tried.scale * tried.xl, best);
+            inverse = xsimd::select(better, tried.inverse, inverse);
+        }
+        xsimd::select(negligible_, zero, scale).store_aligned(scales);
+        xsimd::select(negligible_, zero, inverse).store_aligned(inverses);
+    }
+
+    Each each_[size];
+    Trial trials_[ScaleTrials::count];
+    Batch largest_;
+    xsimd::batch_bool<float, Arch> negligible_;
+};
 
 }  // namespace phiquant::kernels
