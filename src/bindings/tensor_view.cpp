@@ -48,6 +48,9 @@ HeldTensor view_array(const py::array& array) {
         refuse("the array's byte order is not this machine's",
                "Convert it first: w.astype(w.dtype.newbyteorder('=')).");
     }
+    if (py::hasattr(array, "mask")) {
+        refuse("the array is masked, and blocks hold no mask", "Fill it first: w.filled(0).");
+    }
     HeldTensor held;
     held.view.codec = &float_codec(name);
     held.view.data = static_cast<const std::byte*>(array.data());
@@ -121,16 +124,31 @@ HeldTensor consume(const py::object& capsule, Managed* managed, const char* used
     return held;
 }
 
+// Producers refuse with classes of their own choice (PyTorch: a tensor that requires gradients, or a
+// sparse one); phiquant's callers get phiquant's.
+[[noreturn]] void refuse_export(const py::error_already_set& error) {
+    if (!error.matches(PyExc_BufferError) && !error.matches(PyExc_RuntimeError) &&
+        !error.matches(PyExc_ValueError)) {
+        throw;
+    }
+    refuse("the tensor's own __dlpack__ refused: " + py::str(error.value()).cast<std::string>(),
+           "Pass a dense tensor on the CPU, without gradients: w.detach().cpu().");
+}
+
 py::object capsule_of(const py::object& tensor) {
     using namespace py::literals;
     const py::object method = tensor.attr("__dlpack__");
     try {
         return method("max_version"_a = py::make_tuple(dlpack::k_major, 1), "copy"_a = false);
-    } catch (py::error_already_set& error) {
+    } catch (const py::error_already_set& error) {
         // Producers from before DLPack 1.0 know neither argument.
-        if (!error.matches(PyExc_TypeError)) throw;
+        if (!error.matches(PyExc_TypeError)) refuse_export(error);
     }
-    return method();
+    try {
+        return method();
+    } catch (const py::error_already_set& error) {
+        refuse_export(error);
+    }
 }
 
 HeldTensor view_dlpack(const py::object& tensor) {

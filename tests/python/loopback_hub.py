@@ -140,6 +140,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def _answer(self) -> None:
+        if self.hub._closing.is_set():  # a connection that was kept alive
+            self.close_connection = True
+            return
         raw = urlsplit(self.path).path
         self.hub.requests.append((self.command, unquote(raw)))
         # Split before it is unquoted: a revision's slashes are quoted, those of the path are not.

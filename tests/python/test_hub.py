@@ -358,8 +358,12 @@ def test_blobs_that_repositories_share_are_the_checkpoint_s_own(
 
 
 def test_bars_are_shown_only_when_asked(
-    loopback: LoopbackHub, phi3win: dict[str, bytes], capfd: pytest.CaptureFixture[str]
+    loopback: LoopbackHub,
+    phi3win: dict[str, bytes],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("TQDM_POSITION", "-1")  # bars even where stderr is no terminal
     loopback.add(ID, phi3win)
     loopback.add("acme/other", {**phi3win, "README.md": b"x"})
     hub.fetch(ID)
