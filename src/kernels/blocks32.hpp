@@ -4,28 +4,32 @@
 
 #include "base/half.hpp"
 #include "kernels/blocks.hpp"
+#include "kernels/halves.hpp"
 #include "kernels/narrowing.hpp"
 #include "kernels/table.hpp"
 
 namespace phiquant::kernels {
 
-/// How a block's values become codes before truncation: (value - offset) * inverse + bias. Where
-/// the inverse of a tiny scale overflows, the reference's casts of infinities and NaNs come to
-/// code 0 (the low byte of x86's "integer indefinite"); a zero inverse and bias say the same
-/// on every processor.
-struct BlockGrid {
-    float offset, inverse, bias;
+/// Blocks fitted together, one lane a block: divisions and conversions of single floats would take
+/// longer than all else.
+inline constexpr std::size_t k_fitted_together = 16;
+
+/// The ends of each block's values: magnitude, signed largest, or least and largest.
+struct BlockEnds {
+    alignas(k_alignment) float low[k_fitted_together];
+    alignas(k_alignment) float high[k_fitted_together];
 };
 
-template <class Arch>
-XSIMD_INLINE float inverse_of(float scale) noexcept {
-    return scale != 0.0f ? 1.0f / scale : 0.0f;
-}
-
-template <class Arch>
-XSIMD_INLINE bool overflows(float inverse) noexcept {
-    return !(__builtin_fabsf(inverse) <= __FLT_MAX__);
-}
+/// How blocks' values become codes: (value - offset) * inverse + bias, truncated. Where the inverse
+/// of a tiny scale overflows, the reference's casts of infinities and NaNs come to code 0 (the low
+/// byte of x86's "integer indefinite"); a zero inverse and bias say the same on every processor.
+struct BlockGrids {
+    alignas(k_alignment) float offset[k_fitted_together];
+    alignas(k_alignment) float inverse[k_fitted_together];
+    alignas(k_alignment) float bias[k_fitted_together];
+    alignas(k_alignment) std::int32_t scale[k_fitted_together];    // float16
+    alignas(k_alignment) std::int32_t minimum[k_fitted_together];  // float16
+};
 
 /// One block of 32 values in registers.
 template <class Arch>
@@ -47,7 +51,8 @@ struct BlockValues {
 
 /// The value of the largest magnitude with its sign; the first one of equals.
 template <class Arch>
-XSIMD_INLINE float signed_largest(const BlockValues<Arch>& block, const float* values) noexcept {
+XSIMD_INLINE float signed_largest(const float* values) noexcept {
+    const BlockValues<Arch> block(values);
     const float magnitude = block.largest_magnitude();
     // Which batch holds it is anyone's guess: one mask of all, as a branch would be mispredicted.
     std::uint32_t places = 0;
@@ -58,52 +63,50 @@ XSIMD_INLINE float signed_largest(const BlockValues<Arch>& block, const float* v
     return magnitude == 0.0f ? 0.0f : values[__builtin_ctz(places)];
 }
 
-/// Fit q4_0 and q5_0: the largest value takes the lowest code, -half_range.
+/// Least and largest value; of a least value of zero the first one's sign, which is stored.
 template <class Arch>
-XSIMD_INLINE BlockGrid fit_signed(const BlockValues<Arch>& block, const float* values,
-                                  float half_range, std::uint16_t& stored_scale) noexcept {
-    const float scale = signed_largest(block, values) / -half_range;
-    const float inverse = inverse_of<Arch>(scale);
-    stored_scale = float_to_half(scale);
-    if (overflows<Arch>(inverse)) return {0.0f, 0.0f, 0.0f};
-    return {0.0f, inverse, half_range + 0.5f};
-}
-
-/// Fit q5_1: codes 0 to 31 span the values.
-template <class Arch>
-XSIMD_INLINE BlockGrid fit_range(const BlockValues<Arch>& block, const float* values,
-                                 std::uint16_t& stored_scale,
-                                 std::uint16_t& stored_minimum) noexcept {
+XSIMD_INLINE void measure_range(const float* values, float& low, float& high) noexcept {
+    const BlockValues<Arch> block(values);
     F32<Arch> least = block.x[0], most = block.x[0];
     for (std::size_t p = 1; p < block.parts; ++p) {
         least = xsimd::min(least, block.x[p]);
         most = xsimd::max(most, block.x[p]);
     }
-    float low = xsimd::reduce_min(least);
-    const float high = xsimd::reduce_max(most);
+    low = xsimd::reduce_min(least);
+    high = xsimd::reduce_max(most);
     if (low == 0.0f) {
-        // The first zero's sign is stored.
         std::size_t i = 0;
         while (values[i] != 0.0f) ++i;
         low = values[i];
     }
-    // Equal ends may still be zeros of two signs, whose difference is not always +0.
-    const float scale = (high == low ? 0.0f : high - low) / 31.0f;
-    const float inverse = inverse_of<Arch>(scale);
-    stored_scale = float_to_half(scale);
-    stored_minimum = float_to_half(low);
-    // A range past the largest float: its inverse is 0, and value - low may be infinite.
-    if (inverse == 0.0f || overflows<Arch>(inverse)) return {0.0f, 0.0f, 0.0f};
-    return {low, inverse, 0.5f};
+}
+
+/// Scales of `lanes` blocks to grids. `bias` is what is added before truncation.
+template <class Arch>
+XSIMD_INLINE void fit_grids(F32<Arch> scale, F32<Arch> offset, float bias, std::size_t first,
+                            BlockGrids& grids) noexcept {
+    using Batch = F32<Arch>;
+    const Batch zero(0.0f);
+    const Batch inverse = Batch(1.0f) / scale;
+    // Not for a zero scale, not where the inverse overflows, and not where the range of values did
+    // (the inverse is zero then, and value - offset may be infinite).
+    const auto usable = (xsimd::abs(inverse) <= Batch(__FLT_MAX__)) & (inverse != zero);
+    // A zero scale keeps its bias: all values are its code for zero.
+    const auto biased = usable | (scale == zero);
+    xsimd::select(usable, inverse, zero).store_aligned(grids.inverse + first);
+    xsimd::select(usable, offset, zero).store_aligned(grids.offset + first);
+    xsimd::select(biased, Batch(bias), zero).store_aligned(grids.bias + first);
+    halves_of<Arch>(scale).store_aligned(grids.scale + first);
 }
 
 template <class Arch>
-XSIMD_INLINE void round_codes(const BlockValues<Arch>& block, const BlockGrid& grid, int largest,
-                              I32<Arch>* codes) noexcept {
+XSIMD_INLINE void round_codes(const float* values, const BlockGrids& grids, std::size_t b,
+                              int largest, I32<Arch>* codes) noexcept {
     using Batch = F32<Arch>;
+    const Batch offset(grids.offset[b]), inverse(grids.inverse[b]), bias(grids.bias[b]);
+    const BlockValues<Arch> block(values);
     for (std::size_t p = 0; p < block.parts; ++p) {
-        const Batch steps =
-            (block.x[p] - Batch(grid.offset)) * Batch(grid.inverse) + Batch(grid.bias);
+        const Batch steps = (block.x[p] - offset) * inverse + bias;
         // Not negative, so that truncation is the floor; the reference clamps above only.
         codes[p] = xsimd::min(xsimd::batch_cast<std::int32_t>(steps), I32<Arch>(largest));
     }
@@ -127,48 +130,110 @@ XSIMD_INLINE void pack_fifth_bits(const I32<Arch>* codes, std::uint8_t* fifth_bi
     std::memcpy(fifth_bits, &bits, sizeof(bits));
 }
 
+/// The stages of each format: `measure` one block, `fit` a batch of blocks, `encode` one block.
 template <class Arch>
-XSIMD_INLINE void encode_block(const float* values, BlockQ80& out) noexcept {
-    using Batch = F32<Arch>;
-    const BlockValues<Arch> block(values);
-    const float scale = block.largest_magnitude() / 127.0f;
-    float inverse = inverse_of<Arch>(scale);
-    out.scale = float_to_half(scale);
-    if (overflows<Arch>(inverse)) inverse = 0.0f;  // see BlockGrid
-    I32<Arch> codes[block.parts];
-    for (std::size_t p = 0; p < block.parts; ++p) {
-        // roundf: halves away from zero. The float below a half keeps 0.49999997 from reaching 1.
-        const Batch steps = block.x[p] * Batch(inverse);
-        const Batch away = steps + xsimd::copysign(Batch(0x1.fffffep-2f), steps);
-        codes[p] = xsimd::batch_cast<std::int32_t>(away);
+struct StagesQ80 {
+    using Block = BlockQ80;
+
+    static XSIMD_INLINE void measure(const float* values, std::size_t b, BlockEnds& ends) noexcept {
+        ends.high[b] = BlockValues<Arch>(values).largest_magnitude();
     }
-    store_32_bytes<Arch>(codes, out.codes);
-}
 
-template <class Arch>
-XSIMD_INLINE void encode_block(const float* values, BlockQ40& out) noexcept {
-    const BlockValues<Arch> block(values);
-    I32<Arch> codes[block.parts];
-    round_codes(block, fit_signed(block, values, 8.0f, out.scale), 15, codes);
-    pack_nibbles<Arch>(codes, out.nibbles);
-}
+    static XSIMD_INLINE void fit(const BlockEnds& ends, std::size_t b, BlockGrids& grids) noexcept {
+        const auto high = F32<Arch>::load_aligned(ends.high + b);
+        fit_grids<Arch>(high / F32<Arch>(127.0f), F32<Arch>(0.0f), 0.0f, b, grids);
+    }
 
-template <class Arch>
-XSIMD_INLINE void encode_block(const float* values, BlockQ50& out) noexcept {
-    const BlockValues<Arch> block(values);
-    I32<Arch> codes[block.parts];
-    round_codes(block, fit_signed(block, values, 16.0f, out.scale), 31, codes);
-    pack_nibbles<Arch>(codes, out.nibbles);
-    pack_fifth_bits<Arch>(codes, out.fifth_bits);
-}
+    static XSIMD_INLINE void encode(const float* values, const BlockGrids& grids, std::size_t b,
+                                    Block& out) noexcept {
+        using Batch = F32<Arch>;
+        const BlockValues<Arch> block(values);
+        const Batch inverse(grids.inverse[b]);
+        I32<Arch> codes[block.parts];
+        for (std::size_t p = 0; p < block.parts; ++p) {
+            // roundf: halves away from zero. The float below a half keeps 0.49999997 from 1.
+            const Batch steps = block.x[p] * inverse;
+            const Batch away = steps + xsimd::copysign(Batch(0x1.fffffep-2f), steps);
+            codes[p] = xsimd::batch_cast<std::int32_t>(away);
+        }
+        store_32_bytes<Arch>(codes, out.codes);
+    }
+};
 
+/// q4_0 and q5_0: the largest value takes the lowest code, -half_range.
+template <class Arch, class BlockType, int half_range>
+struct StagesSigned {
+    using Block = BlockType;
+
+    static XSIMD_INLINE void measure(const float* values, std::size_t b, BlockEnds& ends) noexcept {
+        ends.high[b] = signed_largest<Arch>(values);
+    }
+
+    static XSIMD_INLINE void fit(const BlockEnds& ends, std::size_t b, BlockGrids& grids) noexcept {
+        const auto high = F32<Arch>::load_aligned(ends.high + b);
+        const float range = half_range;
+        fit_grids<Arch>(high / F32<Arch>(-range), F32<Arch>(0.0f), range + 0.5f, b, grids);
+    }
+
+    static XSIMD_INLINE void encode(const float* values, const BlockGrids& grids, std::size_t b,
+                                    Block& out) noexcept {
+        I32<Arch> codes[k_block / I32<Arch>::size];
+        round_codes<Arch>(values, grids, b, 2 * half_range - 1, codes);
+        pack_nibbles<Arch>(codes, out.nibbles);
+        if constexpr (half_range == 16) pack_fifth_bits<Arch>(codes, out.fifth_bits);
+    }
+};
+
+/// q5_1: codes 0 to 31 span the values.
 template <class Arch>
-XSIMD_INLINE void encode_block(const float* values, BlockQ51& out) noexcept {
-    const BlockValues<Arch> block(values);
-    I32<Arch> codes[block.parts];
-    round_codes(block, fit_range(block, values, out.scale, out.minimum), 31, codes);
-    pack_nibbles<Arch>(codes, out.nibbles);
-    pack_fifth_bits<Arch>(codes, out.fifth_bits);
+struct StagesQ51 {
+    using Block = BlockQ51;
+
+    static XSIMD_INLINE void measure(const float* values, std::size_t b, BlockEnds& ends) noexcept {
+        measure_range<Arch>(values, ends.low[b], ends.high[b]);
+    }
+
+    static XSIMD_INLINE void fit(const BlockEnds& ends, std::size_t b, BlockGrids& grids) noexcept {
+        using Batch = F32<Arch>;
+        const auto low = Batch::load_aligned(ends.low + b);
+        const auto high = Batch::load_aligned(ends.high + b);
+        // Equal ends may still be zeros of two signs, whose difference is not always +0.
+        const Batch range = xsimd::select(high == low, Batch(0.0f), high - low);
+        fit_grids<Arch>(range / Batch(31.0f), low, 0.5f, b, grids);
+        halves_of<Arch>(low).store_aligned(grids.minimum + b);
+    }
+
+    static XSIMD_INLINE void encode(const float* values, const BlockGrids& grids, std::size_t b,
+                                    Block& out) noexcept {
+        I32<Arch> codes[k_block / I32<Arch>::size];
+        round_codes<Arch>(values, grids, b, 31, codes);
+        pack_nibbles<Arch>(codes, out.nibbles);
+        pack_fifth_bits<Arch>(codes, out.fifth_bits);
+        out.minimum = static_cast<std::uint16_t>(grids.minimum[b]);
+    }
+};
+
+template <class Arch, class Stages>
+void encode_blocks(const Rows& rows, std::byte* const* planes) noexcept {
+    auto* block = reinterpret_cast<typename Stages::Block*>(planes[0]);
+    const float* values = rows.values;
+    BlockEnds ends{};
+    BlockGrids grids;
+    for (std::uint64_t left = rows.rows * rows.columns / k_block; left > 0;) {
+        const std::size_t count =
+            left < k_fitted_together ? static_cast<std::size_t>(left) : k_fitted_together;
+        for (std::size_t b = 0; b < count; ++b) Stages::measure(values + b * k_block, b, ends);
+        for (std::size_t b = 0; b < k_fitted_together; b += F32<Arch>::size) {
+            Stages::fit(ends, b, grids);
+        }
+        for (std::size_t b = 0; b < count; ++b) {
+            Stages::encode(values + b * k_block, grids, b, block[b]);
+            block[b].scale = static_cast<std::uint16_t>(grids.scale[b]);
+        }
+        values += count * k_block;
+        block += count;
+        left -= count;
+    }
 }
 
 /// Codes of one batch, from value `i` on.
@@ -215,16 +280,6 @@ template <class Arch>
 XSIMD_INLINE F32<Arch> decode_batch(const BlockQ51& block, F32<Arch> scale, F32<Arch> minimum,
                                     std::size_t i) noexcept {
     return xsimd::batch_cast<float>(unpack_five_bits<Arch>(block, i)) * scale + minimum;
-}
-
-template <class Arch, class Block>
-void encode_blocks(const Rows& rows, std::byte* const* planes) noexcept {
-    auto* block = reinterpret_cast<Block*>(planes[0]);
-    const float* values = rows.values;
-    for (std::uint64_t left = rows.rows * rows.columns / k_block; left > 0; --left) {
-        encode_block<Arch>(values, *block++);
-        values += k_block;
-    }
 }
 
 template <class Arch, class Block>
