@@ -1,4 +1,6 @@
 // The codec table and the kernels' tables, as Python sees them.
+#include <optional>
+
 #include "bindings/bindings.hpp"
 #include "kernels/dispatch.hpp"
 #include "pipeline/stages.hpp"
@@ -22,6 +24,66 @@ const char* name_of(codecs::Grid grid) {
             return "scale and minimum";
     }
     return "";
+}
+
+// `out`, if it is a C-contiguous array of this shape, or a new array.
+template <class T>
+py::array_t<T> output_array(const py::object& out, std::uint64_t rows, std::uint64_t columns) {
+    const std::vector<py::ssize_t> shape{static_cast<py::ssize_t>(rows),
+                                         static_cast<py::ssize_t>(columns)};
+    if (out.is_none()) return py::array_t<T>(shape);
+    if (!py::isinstance<py::array_t<T, py::array::c_style>>(out)) {
+        throw Error(ErrorKind::shape, "out has another dtype or is not contiguous");
+    }
+    auto array = py::reinterpret_borrow<py::array_t<T>>(out);
+    if (array.ndim() != 2 || array.shape(0) != shape[0] || array.shape(1) != shape[1]) {
+        throw Error(ErrorKind::shape, "out has another shape");
+    }
+    return array;
+}
+
+py::array_t<std::uint8_t> encode_blocks(const std::string& name,
+                                        const py::array_t<float, py::array::c_style>& values,
+                                        const std::optional<std::string>& arch,
+                                        const py::object& out) {
+    const codecs::Codec& codec = codec_named(name);
+    if (values.ndim() != 2 || values.shape(1) % codec.block_values != 0) {
+        throw Error(ErrorKind::shape, "expected two axes, the last a multiple of " +
+                                          std::to_string(codec.block_values));
+    }
+    const auto rows = static_cast<std::uint64_t>(values.shape(0));
+    const auto columns = static_cast<std::uint64_t>(values.shape(1));
+    auto blocks = output_array<std::uint8_t>(out, rows, pipeline::bytes_of(codec, columns));
+    const kernels::Table& table = table_named(arch);
+    auto* plane = reinterpret_cast<std::byte*>(blocks.mutable_data());
+    const float* data = values.data();
+    {
+        const py::gil_scoped_release released;
+        (table.*codec.kernel).encode({data, rows, columns, nullptr}, &plane);
+    }
+    return blocks;
+}
+
+py::array_t<float> decode_blocks(const std::string& name,
+                                 const py::array_t<std::uint8_t, py::array::c_style>& blocks,
+                                 std::uint64_t columns, const std::optional<std::string>& arch,
+                                 const py::object& out) {
+    const codecs::Codec& codec = codec_named(name);
+    const std::uint64_t row_bytes = pipeline::bytes_of(codec, columns);
+    const auto size = static_cast<std::uint64_t>(blocks.size());
+    if (columns == 0 || columns % codec.block_values != 0 || size % row_bytes != 0) {
+        throw Error(ErrorKind::shape, "the blocks do not make whole rows");
+    }
+    const std::uint64_t rows = size / row_bytes;
+    auto values = output_array<float>(out, rows, columns);
+    const kernels::Table& table = table_named(arch);
+    const auto* plane = reinterpret_cast<const std::byte*>(blocks.data());
+    float* data = values.mutable_data();
+    {
+        const py::gil_scoped_release released;
+        pipeline::decode(table, codec, plane, rows * columns, data);
+    }
+    return values;
 }
 
 }  // namespace
@@ -56,54 +118,10 @@ void bind_codecs(py::module_& module) {
     });
 
     // One thread, no checks of the values: what tests and benchmarks hold against the peers.
-    module.def(
-        "encode_blocks",
-        [](const std::string& name, const py::array_t<float, py::array::c_style>& values,
-           const std::optional<std::string>& arch) {
-            const codecs::Codec& codec = codec_named(name);
-            if (values.ndim() != 2 || values.shape(1) % codec.block_values != 0) {
-                throw Error(ErrorKind::shape, "expected two axes, the last a multiple of " +
-                                                  std::to_string(codec.block_values));
-            }
-            const auto rows = static_cast<std::uint64_t>(values.shape(0));
-            const auto columns = static_cast<std::uint64_t>(values.shape(1));
-            py::array_t<std::uint8_t> blocks(
-                {static_cast<py::ssize_t>(rows),
-                 static_cast<py::ssize_t>(pipeline::bytes_of(codec, columns))});
-            const kernels::Table& table = table_named(arch);
-            auto* plane = reinterpret_cast<std::byte*>(blocks.mutable_data());
-            const float* data = values.data();
-            {
-                const py::gil_scoped_release released;
-                (table.*codec.kernel).encode({data, rows, columns, nullptr}, &plane);
-            }
-            return blocks;
-        },
-        py::arg("codec"), py::arg("values").noconvert(), py::arg("arch") = py::none());
-    module.def(
-        "decode_blocks",
-        [](const std::string& name, const py::array_t<std::uint8_t, py::array::c_style>& blocks,
-           std::uint64_t columns, const std::optional<std::string>& arch) {
-            const codecs::Codec& codec = codec_named(name);
-            const std::uint64_t row_bytes = pipeline::bytes_of(codec, columns);
-            const auto size = static_cast<std::uint64_t>(blocks.size());
-            if (columns == 0 || columns % codec.block_values != 0 || size % row_bytes != 0) {
-                throw Error(ErrorKind::shape, "the blocks do not make whole rows");
-            }
-            const std::uint64_t rows = size / row_bytes;
-            py::array_t<float> values(
-                {static_cast<py::ssize_t>(rows), static_cast<py::ssize_t>(columns)});
-            const kernels::Table& table = table_named(arch);
-            const auto* plane = reinterpret_cast<const std::byte*>(blocks.data());
-            float* out = values.mutable_data();
-            {
-                const py::gil_scoped_release released;
-                pipeline::decode(table, codec, plane, rows * columns, out);
-            }
-            return values;
-        },
-        py::arg("codec"), py::arg("blocks").noconvert(), py::arg("columns"),
-        py::arg("arch") = py::none());
+    module.def("encode_blocks", &encode_blocks, py::arg("codec"), py::arg("values").noconvert(),
+               py::arg("arch") = py::none(), py::arg("out") = py::none());
+    module.def("decode_blocks", &decode_blocks, py::arg("codec"), py::arg("blocks").noconvert(),
+               py::arg("columns"), py::arg("arch") = py::none(), py::arg("out") = py::none());
 }
 
 }  // namespace phiquant::bindings
