@@ -37,5 +37,5 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> str
 
 
 def printable(text: str) -> str:
-    """``text`` without control characters: names come from files, commands to a terminal must not."""
+    """``text`` with escapes for control characters: names from files must not command terminals."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,94 @@
+"""What can be written, with the sizes that it gives a well-known model: for people who choose."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from phiquant.architectures import spec_from_config
+from phiquant.codecs import all_codecs, find_codec
+from phiquant.recipes.llama_quantize import assign
+from phiquant.targets.names import GGUF_PRESETS
+
+#: The model that sizes are told for.
+EXAMPLE = "Phi-3.5-mini"
+
+# Its shape. The rope does not matter here: it has no weights.
+_EXAMPLE_CONFIG = {
+    "architectures": ["Phi3ForCausalLM"],
+    "model_type": "phi3",
+    "hidden_act": "silu",
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 32064,
+    "max_position_embeddings": 4096,
+    "original_max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+}
+
+_PRESETS = {
+    "f32": "float32: every bit of any source, at twice its size",
+    "f16": "float16: refused where a weight is too large for it",
+    "bf16": "bfloat16: published Phi weights as they are",
+    "q8_0": "8-bit blocks of 32: nearly the original",
+    "q6_k": "6-bit super-blocks: hard to tell from the original",
+    "q5_k_m": "5-bit super-blocks, 6 bits where it matters",
+    "q5_k_s": "5-bit super-blocks",
+    "q5_1": "5-bit blocks with a minimum, of the older kind",
+    "q5_0": "5-bit blocks, of the older kind",
+    "q4_k_m": "4-bit super-blocks, 6 bits where it matters: the usual choice",
+    "q4_k_s": "4-bit super-blocks, 5 bits in a few tensors",
+    "q4_0": "4-bit blocks, of the older kind: simple and fast",
+}
+
+
+@dataclass(frozen=True)
+class TargetFacts:
+    """One target.
+
+    Attributes
+    ----------
+    target : str
+        As ``--to`` takes it: ``gguf:q4_k_m``.
+    about : str
+        One line.
+    bits_per_weight : float
+        Of the example model, all tensors together.
+    example_bytes : int
+        Size of the example model's tensors.
+    """
+
+    target: str
+    about: str
+    bits_per_weight: float
+    example_bytes: int
+
+
+def all_targets() -> tuple[TargetFacts, ...]:
+    """Every target of this version, the most exact first."""
+    spec = spec_from_config(_EXAMPLE_CONFIG)
+    rows = []
+    for preset in GGUF_PRESETS:
+        codecs = assign(spec, preset).codecs
+        size = sum(
+            find_codec(codecs[t.source]).bytes_of(math.prod(t.shape[:-1]), t.shape[-1])
+            for t in spec.tensors
+        )
+        bits = round(8 * size / spec.parameters, 3)
+        rows.append(TargetFacts(f"gguf:{preset}", _PRESETS.get(preset, ""), bits, size))
+    return tuple(sorted(rows, key=lambda row: -row.example_bytes))
+
+
+def to_json() -> dict[str, Any]:
+    """Targets and codecs as plain data."""
+    return {
+        "example": EXAMPLE,
+        "targets": [asdict(target) for target in all_targets()],
+        "codecs": [asdict(codec) for codec in all_codecs()],
+    }
