@@ -287,6 +287,7 @@ class _Bar:
             delay=_BAR_DELAY,
             leave=False,
             file=sys.stderr,
+            ncols=_bar_columns(),
         )
         return self._advance
 
@@ -299,3 +300,13 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def _bar_columns() -> int | None:
+    """A little less than the terminal's width: a ``^C`` after the bar must not begin a new line."""
+    try:
+        if not sys.stderr.isatty():  # a notebook's stderr has a number, but is no terminal
+            return None
+        return max(20, os.get_terminal_size(sys.stderr.fileno()).columns - 3)
+    except (AttributeError, OSError, ValueError):
+        return None

@@ -166,7 +166,8 @@ def _from_system(error: OSError) -> PhiquantError:
 def _from_click(error: click.ClickException, args: Sequence[str]) -> PhiquantError:
     """The errors of the option parser, in phiquant's words."""
     context = getattr(error, "ctx", None)
-    where = context.command_path if context is not None else "phiquant"
+    first = [args[0]] if args and args[0][:1] != "-" else []
+    where = context.command_path if context is not None else " ".join(["phiquant", *first])
     cause = " ".join(error.message.split()).rstrip(".")
     cause = re.sub(r" *\(?Did you mean .*", "", cause)
     near: list[str] = list(getattr(error, "possibilities", None) or ())
