@@ -77,6 +77,131 @@ CONFIGS: list[dict[str, object]] = [
 ]
 
 
+def added(index: int, content: str, **flags: bool) -> dict[str, object]:
+    """An entry of ``added_tokens``."""
+    names = ("lstrip", "rstrip", "normalized", "single_word", "special")
+    return {"id": index, "content": content, **dict.fromkeys(names, False), **flags}
+
+
+# Changed copies of the fixtures: what is left out, and what is changed in which file. Objects are updated key by key,
+# lists are lengthened, other values replaced.
+VARIANTS: dict[str, dict[str, object]] = {
+    "byte-level, added in tokenizer.json": {
+        "fixture": "phi4mini",
+        "changes": {
+            "tokenizer.json": {
+                "added_tokens": [
+                    added(4010, "<tool>", special=True),
+                    added(4011, "<|looks|>"),
+                    added(4012, "\u2581plain", normalized=True),
+                    added(4013, "<strip>", lstrip=True, rstrip=True),
+                    added(4014, "<unused7>"),
+                    added(4015, "a.b c", normalized=True),
+                ]
+            }
+        },
+    },
+    "byte-level, added in tokenizer_config.json": {
+        "fixture": "phi4mini",
+        "changes": {
+            "tokenizer.json": {"added_tokens": [added(4010, "<tool>"), added(4011, "<plain>")]},
+            "tokenizer_config.json": {
+                "added_tokens_decoder": {
+                    "4010": {"content": "<tool>", "special": True},
+                    "4012": {"content": "<config>", "special": False},
+                }
+            },
+        },
+    },
+    "byte-level, without tokenizer.json": {"fixture": "phi4mini", "without": ["tokenizer.json"]},
+    "byte-level, ByteLevel post-processor": {
+        "fixture": "phi4mini",
+        "changes": {"tokenizer.json": {"post_processor": BYTE_LEVEL}},
+    },
+    "pieces, added in tokenizer.json": {
+        "fixture": "phi35",
+        "changes": {
+            "tokenizer.json": {
+                "added_tokens": [
+                    added(4011, "<tool>", special=True),
+                    added(4013, "\u2581two words", rstrip=True),
+                ]
+            }
+        },
+    },
+    "pieces, added in other files": {
+        "fixture": "phi35",
+        "changes": {
+            "added_tokens.json": {"<x>": 4020, "<|z|>": 4021},
+            "tokenizer_config.json": {"added_tokens_decoder": {"4022": {"content": "<c>"}}},
+        },
+    },
+    "pieces, without tokenizer.json": {"fixture": "phi35", "without": ["tokenizer.json"]},
+    "pieces, tokenizer.model and config.json alone": {
+        "fixture": "phi35",
+        "without": ["tokenizer.json", "tokenizer_config.json"],
+    },
+    "pieces, no template": {
+        "fixture": "phi35",
+        "changes": {
+            "tokenizer_config.json": {"chat_template": None},
+            "config.json": {"eos_token_id": [1, 2], "mask_token_id": 7},
+        },
+    },
+    "pieces, two templates": {
+        "fixture": "phi35",
+        "changes": {
+            "tokenizer_config.json": {
+                "chat_template": [
+                    {"name": "default", "template": "D"},
+                    {"name": "tool use", "template": "T"},
+                ],
+                "eos_token": {"content": "<|end|>"},
+                "unk_token": None,
+            }
+        },
+    },
+}
+
+
+def change(value: dict[str, object], changes: dict[str, object]) -> None:
+    """Apply a variant's changes to a JSON object."""
+    for key, new in changes.items():
+        old = value.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            change(old, new)
+        elif isinstance(old, list) and isinstance(new, list):
+            old.extend(new)
+        else:
+            value[key] = new
+
+
+def make_variant(folder: Path, variant: dict[str, object]) -> None:
+    """Write a changed copy of a fixture; the tests do the same."""
+    shutil.copytree(DATA / str(variant["fixture"]), folder)
+    for name in variant.get("without", []):  # type: ignore[attr-defined]
+        (folder / name).unlink()
+    for name, changes in variant.get("changes", {}).items():  # type: ignore[attr-defined]
+        value = json.loads((folder / name).read_text(encoding="utf-8"))
+        change(value, changes)
+        (folder / name).write_text(json.dumps(value), encoding="utf-8")
+
+
+def variants(llama_cpp: Path) -> list[dict[str, object]]:
+    """The converter's tokenizer metadata for every variant."""
+    found = []
+    for name, variant in VARIANTS.items():
+        with tempfile.TemporaryDirectory() as temporary:
+            folder, out = Path(temporary) / "model", Path(temporary) / "vocabulary.gguf"
+            make_variant(folder, variant)
+            pre = FORCED_PRE.get(str(variant["fixture"]), "-")
+            run = [sys.executable, "-c", RUN, str(llama_cpp), pre, str(folder)]
+            subprocess.run([*run, "--vocab-only", "--outfile", str(out)], check=True)
+            keys = [e for e in metadata(out) if str(e["key"]).startswith("tokenizer.")]
+            found.append({"name": name, **variant, "metadata": keys})
+    return found
+
+
 def special_tokens() -> list[dict[str, object]]:
     """gguf-py's answers about the tokens around a text, for changed copies of a fixture."""
     import gguf
@@ -209,6 +334,7 @@ def main() -> None:
             convert(tree, fixture, out)
             models[fixture] = {"metadata": metadata(out), "tensors": tensors(out)}
         result["models"] = models
+    result["variants"] = variants(tree)
     result["special_tokens"] = special_tokens()
     text = json.dumps(result, indent=1, ensure_ascii=True)
     (HERE / "converter-metadata.json").write_text(text + "\n", encoding="utf-8")

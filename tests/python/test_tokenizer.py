@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from phiquant import tokenizer as room
 from phiquant.errors import UnsupportedError
-from phiquant.tokenizer import TokenType, Tokenizer
+from phiquant.tokenizer import Tokenizer, TokenType
 
 TESTS = Path(__file__).parents[1]
 DATA = TESTS / "data"
@@ -66,8 +67,12 @@ def digest(values: Any, item: str) -> str:
 
 def assert_golden(tokenizer: Tokenizer, fixture: str) -> None:
     """Keys, order, types and values are the converter's."""
+    assert_recorded(tokenizer, GOLDEN[fixture]["metadata"])
+
+
+def assert_recorded(tokenizer: Tokenizer, metadata: list[Json]) -> None:
     found = room.gguf_metadata(tokenizer)
-    wanted = [e for e in GOLDEN[fixture]["metadata"] if e["key"].startswith("tokenizer.")]
+    wanted = [e for e in metadata if e["key"].startswith("tokenizer.")]
     assert [(key, type_) for key, type_, _ in found] == [(e["key"], e["type"]) for e in wanted]
     for (key, type_, value), entry in zip(found, wanted, strict=True):
         if "sha256" not in entry:
@@ -111,6 +116,28 @@ def test_a_file_without_flags_beside_config_json_still_loads(copy: Copy) -> None
     assert tokenizer.types[4010] == TokenType.USER_DEFINED  # nothing says that it is special
     assert tokenizer.special_ids == {"bos": 1, "eos": 4000, "pad": 4000}
     assert tokenizer.add == {} and tokenizer.chat_templates == ()
+
+
+def change(value: Json, changes: Json) -> None:
+    """As tests/golden/make_converter_metadata.py does it."""
+    for key, new in changes.items():
+        old = value.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            change(old, new)
+        elif isinstance(old, list) and isinstance(new, list):
+            old.extend(new)
+        else:
+            value[key] = new
+
+
+@pytest.mark.parametrize("variant", RECORDED["variants"], ids=lambda variant: variant["name"])
+def test_fine_tunes_and_missing_files_are_read_as_the_converter_reads_them(
+    copy: Copy, variant: Json
+) -> None:
+    folder = copy(variant["fixture"], without=tuple(variant.get("without", ())))
+    for name, changes in variant.get("changes", {}).items():
+        edit(folder / name, lambda value, changes=changes: change(value, changes))
+    assert_recorded(load(folder), variant["metadata"])
 
 
 # Padding and types

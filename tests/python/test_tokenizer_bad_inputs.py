@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from phiquant import tokenizer as room
 from phiquant.errors import FormatError, PhiquantError, UnsupportedError
 

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import phiquant as pq
 import pytest
+
+import phiquant as pq
 
 try:
     import llama_cpp

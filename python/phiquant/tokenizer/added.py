@@ -6,8 +6,8 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from phiquant.strict_json import read_json
 from phiquant.errors import FormatError
+from phiquant.strict_json import read_json
 from phiquant.tokenizer import files
 from phiquant.tokenizer.description import AddedToken
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from phiquant.strict_json import read_json
 from phiquant.errors import FormatError, UnsupportedError
+from phiquant.strict_json import read_json
 from phiquant.tokenizer import added, files, merges, pretokenizer
 from phiquant.tokenizer.description import AddedToken, TokenType
 from phiquant.tokenizer.vocabulary import Vocabulary, check_tokens, padding

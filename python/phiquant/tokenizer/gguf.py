@@ -58,7 +58,7 @@ def gguf_metadata(tok: Tokenizer) -> list[tuple[str, str, object]]:
 
 
 def general_name(tok: Tokenizer, name: str) -> str:
-    """A model's name spelled so that llama.cpp tokenizes as Hugging Face does; often ``name`` itself.
+    """A name spelled so that llama.cpp tokenizes as Hugging Face does; often ``name`` itself.
 
     See ``needs_phi3_name``. The converter's "Phi 3 Mini 4k Instruct" becomes
     "Phi-3-Mini-4k-Instruct", names without a word of Phi-3 get one at the end, and where Phi-3's

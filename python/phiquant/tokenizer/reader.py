@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from phiquant.strict_json import read_json
 from phiquant.errors import FormatError
+from phiquant.strict_json import read_json
 from phiquant.tokenizer import added, byte_level, files, sentencepiece, special
 from phiquant.tokenizer.description import ChatTemplate, Tokenizer
 from phiquant.tokenizer.vocabulary import Vocabulary

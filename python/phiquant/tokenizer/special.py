@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from phiquant.strict_json import read_json
 from phiquant.errors import FormatError, UnsupportedError
+from phiquant.strict_json import read_json
 from phiquant.tokenizer import files
 from phiquant.tokenizer.description import AddedToken, ChatTemplate
 
