@@ -164,7 +164,8 @@ def _from_model(
 def _from_gguf(
     checkpoint: Checkpoint, targets: list[Target], choices: Choices
 ) -> tuple[PlannedTarget, ...]:
-    if int(checkpoint.metadata.get("split.count", 0)) > 1:
+    splits = checkpoint.metadata.get("split.count", 0)
+    if not isinstance(splits, int) or splits > 1:
         raise UnsupportedError(
             "is one of several split files",
             file=checkpoint.path,

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import llama_cpp_peer as peer
 import numpy as np
 import pytest
+
+import llama_cpp_peer as peer
+import phiquant as pq
 from conftest import DATA, FIXTURES, PRESETS
 from llama_cpp_peer import llama_cpp
-
-import phiquant as pq
 
 # Sliding windows in tokens. llama.cpp's graph of phi3 ignores the file's window (phi3.cpp sets it to
 # none); the runs get it by forgetting, token by token, and so compare with the model as published.
@@ -42,7 +42,7 @@ BOUNDS = {
 WRONG = 0.25
 
 
-@lru_cache(maxsize=None)
+@cache
 def reference(fixture: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The recorded facts by prompt, and the recorded arrays."""
     facts = json.loads((DATA / fixture / "reference.json").read_text(encoding="utf-8"))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import llama_cpp_peer as peer
 import numpy as np
 import pytest
-from conftest import DATA, FIXTURES, PRESETS
 
+import llama_cpp_peer as peer
 import phiquant as pq
+from conftest import DATA, FIXTURES, PRESETS
 from phiquant.recipes.llama_quantize import ftype_number
 
 

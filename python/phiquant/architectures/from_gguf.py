@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,10 +51,13 @@ def spec_from_gguf(
     Raises
     ------
     phiquant.UnsupportedError
-        Another architecture.
+        Another architecture, or no model at all.
     phiquant.FormatError
         Keys or tensors are missing or contradict each other.
     """
+    kind = metadata.get("general.type", "model")
+    if kind != "model":
+        raise UnsupportedError(f"holds no model: its general.type is {kind!r}", file=file)
     architecture = metadata.get("general.architecture")
     if architecture != "phi3":
         raise UnsupportedError(
@@ -113,6 +117,14 @@ def spec_from_gguf(
     if factors:
         if set(factors) != {"long", "short"}:
             raise FormatError("has one of the two rope_factors tensors only", file=file)
+        pairs = number("rope.dimension_count", head_size) // 2
+        for which, values in factors.items():
+            if len(values) != pairs or not all(math.isfinite(value) for value in values):
+                raise FormatError(
+                    f"should hold {pairs} finite numbers, one a pair of rotated dimensions",
+                    file=file,
+                    tensor=f"rope_factors_{which}.weight",
+                )
         attention_factor = real("rope.scaling.attn_factor", 1.0)
         scaling = LongRope(factors["short"], factors["long"], attention_factor)
     return ModelSpec(

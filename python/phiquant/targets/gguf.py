@@ -1,4 +1,4 @@
-"""The GGUF target: from a model and a preset to one planned file, byte for byte as llama.cpp's tools lay it out."""
+"""The GGUF target: from a model and a preset to one file, byte for byte as llama.cpp lays it out."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from phiquant.recipes.mixes import MixName
 from phiquant.targets.gguf_metadata import SourceFacts, file_tensors, head, tail
 from phiquant.targets.modelfile import eos_ids, find_license, modelfile
 from phiquant.targets.names import Target, default_output
-from phiquant.tokenizer import Tokenizer, needs_phi3_name
-from phiquant.tokenizer.gguf import gguf_metadata
+from phiquant.tokenizer import Tokenizer, general_name, gguf_metadata
 
 _FLOATS = ("f32", "f16", "bf16")
 
@@ -53,13 +52,13 @@ def plan_from_model(
     phiquant.UsageError, phiquant.UnsupportedError
         An unknown codec, or one that a tensor cannot have.
     """
-    pairs: list[tuple[str, str, Any]] = [
-        *head(spec, facts),
-        *gguf_metadata(tokenizer),
-        *tail(target.preset),
+    # llama.cpp tells from the model's name whether special tokens swallow white space, and does not
+    # load a file whose name and vocabulary disagree about that.
+    named = [
+        (key, kind, general_name(tokenizer, str(value)) if key == "general.name" else value)
+        for key, kind, value in head(spec, facts)
     ]
-    if needs_phi3_name(tokenizer):
-        pairs = [_with_phi3_name(pair) for pair in pairs]
+    pairs = [*named, *gguf_metadata(tokenizer), *tail(target.preset)]
 
     def companions(path: Path) -> dict[str, str]:
         text = modelfile(
@@ -92,37 +91,26 @@ def plan_from_gguf(
         if key not in replaced and not key.startswith("split.")
     ]
     template = checkpoint.metadata.get("tokenizer.chat_template")
-    tokens = checkpoint.metadata.get("tokenizer.ggml.tokens", [])
+    tokens = checkpoint.metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list):
+        tokens = []
     eos = checkpoint.metadata.get("tokenizer.ggml.eos_token_id")
 
     def companions(path: Path) -> dict[str, str]:
         text = modelfile(
             path.name,
             chat_template=template if isinstance(template, str) else None,
-            eos=[int(eos)] if eos is not None else [],
-            token_text=lambda i: str(tokens[i]) if i < len(tokens) else None,
+            eos=[eos] if isinstance(eos, int) else [],
+            token_text=lambda i: str(tokens[i]) if 0 <= i < len(tokens) else None,
             license_text=find_license(checkpoint.folder),
         )
         return {"Modelfile": text}
 
+    # llama-quantize copies the key and aligns to 32 all the same, which no loader reads rightly.
+    alignment = int(checkpoint.metadata.get("general.alignment", gguf.ALIGNMENT))
     return _planned(
-        checkpoint, spec, [*pairs, *own], target, choices, checkpoint.name, companions
+        checkpoint, spec, [*pairs, *own], target, choices, checkpoint.name, companions, alignment
     )
-
-
-def _with_phi3_name(pair: tuple[str, str, Any]) -> tuple[str, str, Any]:
-    """``general.name`` such that llama.cpp tokenizes as Hugging Face does; other pairs as they are.
-
-    llama.cpp lets special tokens swallow the white space after them, as Phi-3's do, only when the
-    name holds "phi-3" or "phi3"; the converter's "Phi 3 Mini 4k Instruct" does not.
-    """
-    key, type_name, value = pair
-    if key != "general.name":
-        return pair
-    for name in (value, value.replace(" ", "-")):
-        if "phi-3" in name.lower() or "phi3" in name.lower():
-            return key, type_name, name
-    return key, type_name, f"{value} (Phi-3)"
 
 
 def _planned(
@@ -133,6 +121,7 @@ def _planned(
     choices: Choices,
     source_name: str,
     companions: Any,
+    alignment: int = gguf.ALIGNMENT,
 ) -> PlannedTarget:
     assignment = assign(
         spec,
@@ -154,8 +143,11 @@ def _planned(
     _check_sources(checkpoint, rows, choices.requantize)
     header, offsets, size = _core.write_gguf_header(
         list(pairs),
-        [(name, tuple(reversed(shape)), gguf.ggml_type(codec)) for name, _, codec, shape, _ in rows],
-        gguf.ALIGNMENT,
+        [
+            (name, tuple(reversed(shape)), gguf.ggml_type(codec))
+            for name, _, codec, shape, _ in rows
+        ],
+        alignment,
     )
     tensors = tuple(
         PlannedTensor(name, source, codec, shape, offset, _nbytes(codec, shape), literal)
@@ -181,7 +173,9 @@ def _nbytes(codec: str, shape: tuple[int, ...]) -> int:
 
 
 def _check_sources(
-    checkpoint: Checkpoint, rows: Sequence[tuple[str, str | None, str, Any, bytes]], requantize: bool
+    checkpoint: Checkpoint,
+    rows: Sequence[tuple[str, str | None, str, Any, bytes]],
+    requantize: bool,
 ) -> None:
     for _, source, codec, _, _ in rows:
         if source is None:
@@ -217,7 +211,7 @@ def _notes(assignment: Assignment) -> tuple[str, ...]:
 
 
 def _check(path: Path, file: PlannedFile) -> None:
-    """Reopen the staged file as any reader would, and hold every tensor's place against the plan."""
+    """Reopen the staged file as any reader would; hold every tensor's place against the plan."""
     written = gguf.open_file(path)
     if path.stat().st_size != file.size or len(written.entries) != len(file.tensors):
         raise InternalError("the written file is not as planned")
@@ -225,5 +219,3 @@ def _check(path: Path, file: PlannedFile) -> None:
         planned = (tensor.name, tensor.codec, tensor.shape, tensor.offset, tensor.nbytes)
         if planned != (entry.name, entry.type, entry.shape, entry.offset, entry.nbytes):
             raise InternalError("the written header is not as planned", tensor=tensor.name)
-
-
