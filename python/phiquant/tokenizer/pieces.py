@@ -107,17 +107,15 @@ def from_json(
     ties. In detail:
 
     - SentencePiece's BPE trainer gives piece ``i`` the score ``-(i - first)``, ``first`` being the
-      first id after
-      the control and byte pieces. Where the results' order in the merges is the order of their ids,
-      these very numbers are returned, and so they are for the single characters, which no merge
-      results in: the scores equal those of ``tokenizer.model`` bit for bit.
-    - Llama's own vocabulary, Phi-3's too, has ``-1e9`` for every run of spaces, so that their
-      merges stand behind
-      all others. Where they do, these numbers are returned: bit for bit again.
+      first id after the control and byte pieces. Where the results' order in the merges is the
+      order of their ids, these very numbers are returned, for the single characters too, which no
+      merge results in: the scores equal those of ``tokenizer.model`` bit for bit.
+    - Llama's own vocabulary, which is Phi-3's, has ``-1e9`` for every run of spaces, so that their
+      merges stand behind all others. Where they do, these numbers are returned: bit for bit again.
     - Otherwise results are numbered by their first merge, and results whose merges interleave share
-      a number,
-      because only equal scores are listed so. Then the order, ties included, equals the model's
-      wherever the listing shows it, and llama.cpp tokenizes alike, though the numbers differ.
+      a number, because only equal scores are listed so. Then the order, ties included, equals the
+      model's wherever the listing shows it, and llama.cpp tokenizes alike, though the numbers
+      differ.
 
     A list of merges that lacks a way to make a piece was not made from a SentencePiece model.
     llama.cpp would use the missing merge, Hugging Face would not: refused.
