@@ -58,7 +58,7 @@ def read_json(
         raise FormatError(f"not usable: {error}", file=file) from None
     if not isinstance(value, dict):
         raise FormatError(f"holds {_kind(value)} where an object is expected", file=file)
-    if "\\ud" in text.lower():
+    if "\\ud" in text or "\\uD" in text:
         _check_strings(value, file)
     return value
 

@@ -446,3 +446,15 @@ def test_names_follow_the_tokens_flags(copy: Copy) -> None:
     folder = copy("phi35")
     edit(folder / "tokenizer.json", plain)
     assert not room.needs_phi3_name(load(folder))
+
+
+def test_ignored_merges_change_nothing_where_merges_lead_to_every_token(tmp_path: Path) -> None:
+    """Vocabularies converted from tiktoken's set the flag."""
+    shutil.copytree(DATA / "phi4mini", tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer.json"
+    value = json.loads(path.read_text())
+    value["model"]["ignore_merges"] = True
+    path.write_text(json.dumps(value))
+    plain = room.load(DATA / "phi4mini", vocab_size=4096)
+    flagged = room.load(tmp_path / "model", vocab_size=4096)
+    assert (flagged.tokens, flagged.merges) == (plain.tokens, plain.merges)

@@ -25,6 +25,7 @@ def read(
     from_config: list[AddedToken],
 ) -> Vocabulary:
     """The vocabulary from ``tokenizer.json``, or from ``vocab.json`` and ``merges.txt``."""
+    model: Mapping[str, Any] = {}
     if tokenizer:
         model = files.expect_object(tokenizer.get("model"), "model", tokenizer_path)
         _check_model(model, tokenizer_path)
@@ -77,12 +78,15 @@ def read(
         types[index] = TokenType.CONTROL if control else TokenType.USER_DEFINED
     check_tokens(tokens, vocabulary_path)
 
-    joined = [
-        f"{left.replace(' ', _SPACE)} {right.replace(' ', _SPACE)}"
-        for left, right in merges.pairs(listed, vocabulary, merges_path)
-    ]
-    if not joined:
+    pairs = list(merges.pairs(listed, vocabulary, merges_path))
+    if not pairs:
         raise FormatError("holds no merges", file=merges_path)
+    if model.get("ignore_merges"):
+        special = {token.content for token in extra.values()}
+        _check_reachable([text for text in vocabulary if text not in special], pairs, merges_path)
+    joined = [
+        f"{left.replace(' ', _SPACE)} {right.replace(' ', _SPACE)}" for left, right in pairs
+    ]
     return Vocabulary(
         kind="bpe",
         tokens=tokens,
@@ -93,6 +97,22 @@ def read(
         added=extra,
         in_json=in_json,
     )
+
+
+def _check_reachable(
+    texts: list[str], pairs: list[tuple[str, str]], path: pathlib.Path
+) -> None:
+    """``ignore_merges`` takes a word that is a token as it is. llama.cpp's pre-tokenizers of the Phi
+    models merge all the same, which comes to the same where merges lead to every token: so it is in
+    vocabularies converted from tiktoken's, which set the flag."""
+    made = {left + right for left, right in pairs}
+    lost = next((text for text in texts if len(text) > 1 and text not in made), None)
+    if lost is not None:
+        raise UnsupportedError(
+            f"sets ignore_merges, and no merge makes {files.shown(lost)}: llama.cpp would never "
+            "find that token",
+            file=path,
+        )
 
 
 def is_json(tokenizer: Mapping[str, Any]) -> bool:
@@ -121,10 +141,6 @@ def _check_model(model: Mapping[str, Any], path: pathlib.Path) -> None:
                 "no such thing",
                 file=path,
             )
-    if model.get("ignore_merges"):
-        raise UnsupportedError(
-            "sets ignore_merges, which no llama.cpp pre-tokenizer of the Phi models does", file=path
-        )
 
 
 def _vocab_files(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
