@@ -49,9 +49,8 @@ if(PHIQUANT_TARGET_X86_64)
   else()
     phiquant_add_arch(sse2)
     phiquant_add_arch(sse4_1 -msse4.1)
-    phiquant_add_arch(avx2 -mavx2 -mf16c)  # not -mfma
-    phiquant_add_arch(avx512bw
-      -mavx512f -mavx512cd -mavx512vl -mavx512dq -mavx512bw -mf16c)
+    phiquant_add_arch(avx2 -mavx2)  # not -mfma
+    phiquant_add_arch(avx512bw -mavx512f -mavx512cd -mavx512vl -mavx512dq -mavx512bw)
   endif()
 else()
   phiquant_add_arch(neon64)

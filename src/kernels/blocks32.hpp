@@ -87,7 +87,7 @@ XSIMD_INLINE void fit_grids(F32<Arch> scale, F32<Arch> offset, float bias, std::
                             BlockGrids& grids) noexcept {
     using Batch = F32<Arch>;
     const Batch zero(0.0f);
-    const Batch inverse = Batch(1.0f) / scale;
+    const Batch inverse = quotient<Arch>(Batch(1.0f), scale);
     // Not for a zero scale, not where the inverse overflows, and not where the range of values did
     // (the inverse is zero then, and value - offset may be infinite).
     const auto usable = (xsimd::abs(inverse) <= Batch(__FLT_MAX__)) & (inverse != zero);
@@ -141,7 +141,8 @@ struct StagesQ80 {
 
     static XSIMD_INLINE void fit(const BlockEnds& ends, std::size_t b, BlockGrids& grids) noexcept {
         const auto high = F32<Arch>::load_aligned(ends.high + b);
-        fit_grids<Arch>(high / F32<Arch>(127.0f), F32<Arch>(0.0f), 0.0f, b, grids);
+        const auto scale = quotient<Arch>(high, F32<Arch>(127.0f));
+        fit_grids<Arch>(scale, F32<Arch>(0.0f), 0.0f, b, grids);
     }
 
     static XSIMD_INLINE void encode(const float* values, const BlockGrids& grids, std::size_t b,
@@ -172,7 +173,8 @@ struct StagesSigned {
     static XSIMD_INLINE void fit(const BlockEnds& ends, std::size_t b, BlockGrids& grids) noexcept {
         const auto high = F32<Arch>::load_aligned(ends.high + b);
         const float range = half_range;
-        fit_grids<Arch>(high / F32<Arch>(-range), F32<Arch>(0.0f), range + 0.5f, b, grids);
+        const auto scale = quotient<Arch>(high, F32<Arch>(-range));
+        fit_grids<Arch>(scale, F32<Arch>(0.0f), range + 0.5f, b, grids);
     }
 
     static XSIMD_INLINE void encode(const float* values, const BlockGrids& grids, std::size_t b,
@@ -199,7 +201,7 @@ struct StagesQ51 {
         const auto high = Batch::load_aligned(ends.high + b);
         // Equal ends may still be zeros of two signs, whose difference is not always +0.
         const Batch range = xsimd::select(high == low, Batch(0.0f), high - low);
-        fit_grids<Arch>(range / Batch(31.0f), low, 0.5f, b, grids);
+        fit_grids<Arch>(quotient<Arch>(range, Batch(31.0f)), low, 0.5f, b, grids);
         halves_of<Arch>(low).store_aligned(grids.minimum + b);
     }
 

@@ -13,21 +13,12 @@ namespace phiquant::kernels {
 namespace {
 
 #if defined(__x86_64__) || defined(_M_X64)
-// What xsimd does not ask about: the tables are compiled with VL and F16C, which the compiler may
-// use wherever it sees fit.
-bool has_vl_and_f16c() {
+// xsimd doesn't ask about VL, which the avx512bw table is compiled with.
+bool has_vl() {
 #if defined(_MSC_VER)
-    return true;  // /arch:AVX512 and /arch:AVX2 name no processor without them
+    return true;  // no processor has BW without it
 #else
-    return __builtin_cpu_supports("avx512vl") != 0 && __builtin_cpu_supports("f16c") != 0;
-#endif
-}
-
-bool has_f16c() {
-#if defined(_MSC_VER)
-    return true;
-#else
-    return __builtin_cpu_supports("f16c") != 0;
+    return __builtin_cpu_supports("avx512vl") != 0;
 #endif
 }
 #endif
@@ -36,8 +27,8 @@ std::vector<const Table*> find_available() {
     std::vector<const Table*> tables;
     const auto has = xsimd::available_architectures();
 #if defined(__x86_64__) || defined(_M_X64)
-    if (has.has(xsimd::avx512bw{}) && has_vl_and_f16c()) tables.push_back(&table<xsimd::avx512bw>());
-    if (has.has(xsimd::avx2{}) && has_f16c()) tables.push_back(&table<xsimd::avx2>());
+    if (has.has(xsimd::avx512bw{}) && has_vl()) tables.push_back(&table<xsimd::avx512bw>());
+    if (has.has(xsimd::avx2{})) tables.push_back(&table<xsimd::avx2>());
 #if !defined(_MSC_VER)
     if (has.has(xsimd::sse4_1{})) tables.push_back(&table<xsimd::sse4_1>());
 #endif

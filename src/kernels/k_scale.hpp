@@ -55,7 +55,7 @@ void round_codes(const float* values, const ScaleParameters& parameters, const S
             const I32<Arch> middle(scale == 0.0f && inverse == 0.0f ? 0 : 32);
             for (std::size_t p = 0; p < 16 / lanes; ++p) {
                 const Batch x = Batch::load_unaligned(values + j * 16 + p * lanes);
-                const Batch steps = scale == 0.0f ? Batch(inverse) * x : x / Batch(scale);
+                const Batch steps = scale == 0.0f ? Batch(inverse) * x : quotient<Arch>(x, Batch(scale));
                 const Batch biased = nearest_biased<Arch, Range::any>(steps, -32.0f, 31.0f);
                 rounded[half * 16 / lanes + p] =
                     bits_of<Arch>(biased) - (bits_of<Arch>(Batch(k_magic)) - middle);

@@ -74,7 +74,7 @@ void round_codes(const float* values, const ScaleMinimumParameters& parameters,
             const Batch steps =
                 scale == 0.0f
                     ? Batch(found.inverse[first + j]) * (x - Batch(found.offset[first + j]))
-                    : (x + Batch(minimum)) / Batch(scale);
+                    : quotient<Arch>(x + Batch(minimum), Batch(scale));
             const Batch biased = nearest_biased<Arch, Range::any>(steps, 0.0f, largest);
             rounded[p] = bits_of<Arch>(biased) - bits_of<Arch>(Batch(k_magic));
         }

@@ -30,7 +30,7 @@ struct ScaleTrials {
         }
     }
 };
-inline constexpr ScaleTrials k_scale_trials;
+static constexpr ScaleTrials k_scale_trials;
 
 /// The search over as many sub-blocks of 16 values as a batch has lanes.
 template <class Arch>
@@ -89,7 +89,7 @@ private:
             // Negative floats' bits are ordered by magnitude: above all others as unsigned
             // integers, below them as signed ones. So each end has its own kind of minimum.
             using Unsigned = xsimd::batch<std::uint32_t, Arch>;
-            Batch code = xsimd::nearbyint(steps);
+            Batch code = nearest_even<Arch>(steps);
             if constexpr (ends == Ends::both) {
                 const auto bits = xsimd::bitwise_cast<std::uint32_t>(code);
                 const Unsigned low(__builtin_bit_cast(std::uint32_t, -32.0f));
@@ -108,14 +108,15 @@ private:
     template <Ends ends>
     XSIMD_INLINE void try_inverses(int from, int to) noexcept {
         for (int trial = from; trial < to; ++trial) {
-            const Batch inverse = Batch(k_scale_trials.steps[trial]) / largest_;
+            const Batch inverse =
+                quotient<Arch>(Batch(k_scale_trials.steps[trial]), largest_);
             Batch xl(0.0f), l2(0.0f);
             for (std::size_t i = 0; i < size; ++i) {
                 const Batch code = nearest<ends>(inverse * each_[i].x);
                 xl = xl + each_[i].wx * code;
                 l2 = l2 + (each_[i].w * code) * code;
             }
-            trials_[trial] = {inverse, xl, l2, xl / l2};
+            trials_[trial] = {inverse, xl, l2, quotient<Arch>(xl, l2)};
         }
     }
 

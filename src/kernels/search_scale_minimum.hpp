@@ -51,7 +51,7 @@ private:
             // Sums live in locals: as members they would be stored and loaded at every step.
             Batch squares = each_[0].x[g] * each_[0].x[g];
             for (std::size_t i = 1; i < size; ++i) squares = squares + each_[i].x[g] * each_[i].x[g];
-            const Batch mean = xsimd::sqrt(squares / Batch(static_cast<float>(size)));
+            const Batch mean = square_root<Arch>(squares * Batch(1.0f / size));
             Batch low = each_[0].x[g], high = low;
             Batch sum_w = mean + xsimd::abs(low);
             Batch sum_x = sum_w * low;
@@ -76,8 +76,8 @@ private:
         for (std::size_t g = 0; g < groups; ++g) {
             minimum_[g] = xsimd::min(low_[g], Batch(0.0f));
             flat_[g] = high_[g] == minimum_[g];
-            const Batch inverse = Batch(largest) / range(g);
-            scale_[g] = Batch(1.0f) / inverse;
+            const Batch inverse = quotient<Arch>(Batch(largest), range(g));
+            scale_[g] = quotient<Arch>(Batch(1.0f), inverse);
             best_inverse_[g] = inverse;
             best_offset_[g] = minimum_[g];
             Batch error(0.0f);
@@ -103,7 +103,7 @@ private:
         Mask solvable[groups];
         for (std::size_t g = 0; g < groups; ++g) {
             const Batch zero(0.0f), limit(4194303.0f);
-            inverse[g] = Batch(steps) / range(g);
+            inverse[g] = quotient<Arch>(Batch(steps), range(g));
             // Products grow with x, so that the ends bound them all; a NaN fails the comparison.
             const Batch bottom = inverse[g] * (low_[g] - minimum_[g]);
             const Batch top = inverse[g] * (high_[g] - minimum_[g]);
@@ -113,11 +113,11 @@ private:
 
             const Batch det = sum_w_[g] * sums.l2 - sums.l * sums.l;
             solvable[g] = det > zero;
-            scale[g] = (sum_w_[g] * sums.xl - sum_x_[g] * sums.l) / det;
-            minimum[g] = (sums.l2 * sum_x_[g] - sums.l * sums.xl) / det;
+            scale[g] = quotient<Arch>(sum_w_[g] * sums.xl - sum_x_[g] * sums.l, det);
+            minimum[g] = quotient<Arch>(sums.l2 * sum_x_[g] - sums.l * sums.xl, det);
             const Mask positive = minimum[g] > zero;
             if (xsimd::any(positive)) {
-                scale[g] = xsimd::select(positive, sums.xl / sums.l2, scale[g]);
+                scale[g] = xsimd::select(positive, quotient<Arch>(sums.xl, sums.l2), scale[g]);
                 minimum[g] = xsimd::select(positive, zero, minimum[g]);
             }
         }

@@ -44,6 +44,37 @@ XSIMD_INLINE F32<Arch> float_of_bits(I32<Arch> bits) noexcept {
     return xsimd::bitwise_cast<float>(bits);
 }
 
+// On ARM, xsimd divides by refining an estimate of the reciprocal, which is a bit off now and then,
+// and roots and rounds in more steps than need be. So these three are named here.
+
+template <class Arch>
+XSIMD_INLINE F32<Arch> quotient(F32<Arch> dividend, F32<Arch> divisor) noexcept {
+#if XSIMD_WITH_NEON64
+    return vdivq_f32(dividend, divisor);
+#else
+    return dividend / divisor;
+#endif
+}
+
+template <class Arch>
+XSIMD_INLINE F32<Arch> square_root(F32<Arch> value) noexcept {
+#if XSIMD_WITH_NEON64
+    return vsqrtq_f32(value);
+#else
+    return xsimd::sqrt(value);
+#endif
+}
+
+/// The nearest integer, ties to even.
+template <class Arch>
+XSIMD_INLINE F32<Arch> nearest_even(F32<Arch> value) noexcept {
+#if XSIMD_WITH_NEON64
+    return vrndnq_f32(value);
+#else
+    return xsimd::nearbyint(value);
+#endif
+}
+
 /// Clamp positive floats. Their bits are in the same order, and processors have more units for the
 /// integers' minima and maxima, which moreover don't compete with additions; not so before SSE4.1.
 template <class Arch>
@@ -84,7 +115,7 @@ XSIMD_INLINE F32<Arch> nearest_code(F32<Arch> value, float high) noexcept {
     if constexpr (range == Range::limited && k_has_integer_extremes<Arch>) {
         // One rounding instruction in place of an addition and a subtraction. Negative floats have
         // negative bits, so that integers' clamping still works with 0 as the lower end.
-        const I32<Arch> nearest = bits_of<Arch>(xsimd::nearbyint(value));
+        const I32<Arch> nearest = bits_of<Arch>(nearest_even<Arch>(value));
         const I32<Arch> most(__builtin_bit_cast(std::int32_t, high));
         return float_of_bits<Arch>(xsimd::min(xsimd::max(nearest, I32<Arch>(0)), most));
     } else {
