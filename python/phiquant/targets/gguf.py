@@ -1,4 +1,4 @@
-"""The GGUF target: from a model and a preset to one file, byte for byte as llama.cpp lays it out."""
+"""The GGUF target: from a model and a preset to one file, with the bytes of llama.cpp's tools."""
 
 from __future__ import annotations
 
