@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from os.path import exists
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -225,7 +226,7 @@ def open_checkpoint(source: str | os.PathLike[str], *, progress: bool = False) -
     path = Path(text)
     if "\0" in text:
         raise UsageError("the source's name has a NUL in it")
-    if not path.exists():
+    if not exists(path):
         if isinstance(source, str) and hub.is_hub_id(source):
             folder = hub.fetch(source, progress=progress)
             return safetensors.open_folder(folder, name=re.sub(r"@.*$", "", source.split("/")[-1]))

@@ -9,6 +9,8 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+# Not Path's own methods, which raise for names too long and for links that go in circles.
+from os.path import isdir, realpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +41,7 @@ def execute(
     checks = [target.check for target in plan.targets for _ in target.files]
     paths = _paths(plan, outputs)
     extras = preflight(plan, outputs, overwrite=overwrite, companions=companions)
-    sources, tensors, order = _core_tensors(plan, files)
+    sources, tensors, importances, order = _core_tensors(plan, files)
     hashes: list[str | None] = [None] * len(files)
 
     def inspect(staged: list[str]) -> None:
@@ -63,6 +65,7 @@ def execute(
                 # Companions are part of the run: where one cannot be written, nothing is.
                 *((os.fsencode(path), len(text), [(0, text)]) for path, text in extras.items()),
             ],
+            importances,
             threads,
             overwrite,
             True,
@@ -135,22 +138,22 @@ def _companions(plan: Plan, outputs: tuple[Path, ...]) -> dict[Path, bytes]:
 
 
 def _check_outputs(plan: Plan, paths: list[Path], overwrite: bool) -> None:
-    inputs = {source.path.resolve() for source in plan.checkpoint.files}
+    inputs = {realpath(source.path) for source in plan.checkpoint.files}
     needed: dict[Path, int] = {}
     for path in paths:
         _check_name(path)
         parent = path.parent
-        if not parent.is_dir():
+        if not isdir(parent):
             raise IoError(
                 "cannot be written: its folder does not exist",
                 file=path,
                 remedy=f"Create the folder first: mkdir -p {parent}",
             )
-        if path.resolve() in inputs:
+        if realpath(path) in inputs:
             raise UsageError(
                 "is the source itself", file=path, remedy="Choose another name for the output."
             )
-        if path.is_dir():
+        if isdir(path):
             raise UsageError("is a folder", file=path, remedy="Name a file as the output.")
         if not overwrite and os.path.lexists(path):
             raise UsageError(
@@ -161,10 +164,10 @@ def _check_outputs(plan: Plan, paths: list[Path], overwrite: bool) -> None:
     for path in paths:
         needed[path.parent] = plan.nbytes
     for parent, size in needed.items():
-        free = shutil.disk_usage(parent).free
-        if size > free:
+        disk = shutil.disk_usage(parent)
+        if size > disk.free and disk.total > 0:  # some file systems do not tell, and say 0
             raise IoError(
-                f"the disk has {free} bytes free, and the result needs {size}",
+                f"the disk has {disk.free} bytes free, and the result needs {size}",
                 file=parent,
                 remedy="Free some space, or write to another disk.",
             )
@@ -192,15 +195,22 @@ def _literals(file: PlannedFile) -> list[tuple[int, bytes]]:
 
 def _core_tensors(
     plan: Plan, files: list[PlannedFile]
-) -> tuple[list[Any], list[Any], list[list[tuple[int, str]]]]:
-    """Sources, tensors and outputs as the executor takes them, each source tensor once."""
+) -> tuple[list[Any], list[Any], list[Any], list[list[tuple[int, str]]]]:
+    """Sources, tensors, importances and outputs as the executor takes them, each source tensor once."""
     entries = plan.checkpoint.entries
     outputs: dict[str, list[tuple[int, PlannedTensor]]] = {}
     for number, file in enumerate(files):
         for tensor in file.tensors:
             if tensor.source is not None:
                 outputs.setdefault(tensor.source, []).append((number, tensor))
-    tensors, order = [], []
+    tensors, importances, order = [], [], []
+
+    def importance_index(tensor: PlannedTensor) -> int:
+        if tensor.importance is None:
+            return -1
+        importances.append(tensor.importance)
+        return len(importances) - 1
+
     for name, wanted in outputs.items():
         entry = entries[name]
         columns = entry.shape[-1]
@@ -210,7 +220,10 @@ def _core_tensors(
                 name,
                 columns,
                 [(entry.file, entry.type, entry.offset, rows)],
-                [(tensor.codec, number, tensor.offset) for number, tensor in wanted],
+                [
+                    (tensor.codec, number, tensor.offset, importance_index(tensor))
+                    for number, tensor in wanted
+                ],
             )
         )
         order.append([(number, tensor.name) for number, tensor in wanted])
@@ -218,7 +231,7 @@ def _core_tensors(
         (os.fsencode(s.path), s.device, s.inode, s.size, s.modified_ns)
         for s in plan.checkpoint.files
     ]
-    return sources, tensors, order
+    return sources, tensors, importances, order
 
 
 def _by_output(

@@ -7,8 +7,12 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from os.path import isdir
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from phiquant import _core
 from phiquant.checkpoint import Checkpoint
@@ -35,6 +39,8 @@ class PlannedTensor:
     shape : tuple of int
     offset, nbytes : int
         Its place in the file.
+    importance : float32 array of the row's length, or None
+        Weights of the columns' squared errors.
     """
 
     name: str
@@ -44,6 +50,7 @@ class PlannedTensor:
     offset: int
     nbytes: int
     literal: bytes = field(default=b"", repr=False)
+    importance: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -146,7 +153,7 @@ class Plan:
         if out is None:
             return tuple(Path(name) for name in names)
         path = Path(out)
-        if os.fspath(out).endswith(("/", os.sep)) or len(names) > 1 or path.is_dir():
+        if os.fspath(out).endswith(("/", os.sep)) or len(names) > 1 or isdir(path):
             return tuple(path / name for name in names)
         return (path,)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+# Not Path's own methods, which raise for names too long and for links that go in circles.
+from os.path import lexists, realpath
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,7 @@ def _contained(folder: Path, name: str, index: Path) -> Path:
             remedy="The index is damaged or hostile: fetch the model again from its publisher.",
         )
     path = folder / name
-    if not path.exists() and not path.is_symlink():
+    if not lexists(path):
         raise FormatError(
             f"names the shard {name!r}, which is missing",
             file=index,
@@ -69,7 +71,7 @@ def _contained(folder: Path, name: str, index: Path) -> Path:
 
 
 def _check_containment(folder: Path, path: Path) -> None:
-    real, home = path.resolve(), folder.resolve()
+    real, home = Path(realpath(path)), Path(realpath(folder))
     if real.parent == home:
         return
     # A hub cache keeps snapshots/REVISION/NAME as links into the same repository's blobs.
@@ -93,7 +95,7 @@ def open_folder(folder: Path, *, name: str | None = None) -> Checkpoint:
         The folder holds pickled weights only.
     """
     index = folder / INDEX
-    if index.exists():
+    if lexists(index):
         _check_containment(folder, index)
         weight_map = _read_index(index)
         shards = [_contained(folder, shard, index) for shard in dict.fromkeys(weight_map.values())]
@@ -101,7 +103,7 @@ def open_folder(folder: Path, *, name: str | None = None) -> Checkpoint:
         _check_index(index, weight_map, checkpoint)
         return checkpoint
     single = folder / SINGLE
-    if single.exists() or single.is_symlink():
+    if lexists(single):
         _check_containment(folder, single)
         return _open(folder, [single], name)
     found = sorted(folder.glob("*.safetensors"))

@@ -18,7 +18,7 @@ namespace {
 
 using SourceRow = std::tuple<std::string, std::uint64_t, std::uint64_t, std::uint64_t, std::int64_t>;
 using PartRow = std::tuple<std::uint32_t, std::string, std::uint64_t, std::uint64_t>;
-using OutputRow = std::tuple<std::string, std::uint32_t, std::uint64_t>;
+using OutputRow = std::tuple<std::string, std::uint32_t, std::uint64_t, std::int64_t>;
 using TensorRow =
     std::tuple<std::string, std::uint64_t, std::vector<PartRow>, std::vector<OutputRow>>;
 using FileRow =
@@ -35,8 +35,8 @@ pipeline::Plan plan_from(const std::vector<SourceRow>& sources, std::vector<Tens
         for (const auto& [source, codec, offset, rows] : parts) {
             tensor.parts.push_back({source, &codec_named(codec), offset, rows});
         }
-        for (const auto& [codec, file, offset] : outputs) {
-            tensor.outputs.push_back({&codec_named(codec), file, offset});
+        for (const auto& [codec, file, offset, importance] : outputs) {
+            tensor.outputs.push_back({&codec_named(codec), file, offset, importance});
         }
         plan.tensors.push_back(std::move(tensor));
     }
@@ -51,14 +51,25 @@ pipeline::Plan plan_from(const std::vector<SourceRow>& sources, std::vector<Tens
 }
 
 py::dict execute(const std::vector<SourceRow>& sources, std::vector<TensorRow> tensors,
-                 const std::vector<FileRow>& files, unsigned threads, bool overwrite, bool measure,
-                 const py::object& progress, const py::object& inspect) {
-    const pipeline::Plan plan = plan_from(sources, std::move(tensors), files);
+                 const std::vector<FileRow>& files, std::vector<std::vector<float>> importances,
+                 unsigned threads, bool overwrite, bool measure, const py::object& progress,
+                 const py::object& inspect) {
+    pipeline::Plan plan = plan_from(sources, std::move(tensors), files);
+    plan.importances = std::move(importances);
     pipeline::Watch watch;
     watch.progress = watch_progress(progress);
     watch.inspect = [&inspect](const std::vector<std::string>& staged) {
         const py::gil_scoped_acquire acquired;
-        if (!inspect.is_none()) inspect(staged);
+        if (inspect.is_none()) return;
+        py::list paths;
+        for (const std::string& path : staged) {
+            // As os.fsdecode: a file's name need not be UTF-8.
+            PyObject* text = PyUnicode_DecodeFSDefaultAndSize(
+                path.data(), static_cast<Py_ssize_t>(path.size()));
+            if (text == nullptr) throw py::error_already_set();
+            paths.append(py::reinterpret_steal<py::object>(text));
+        }
+        inspect(paths);
     };
     pipeline::Report report;
     {
@@ -116,7 +127,8 @@ void write_file(const std::string& path, std::uint64_t size,
             file.sync(progress.stop);
         },
         [&] { observe(0); });
-    file.commit();
+    file.publish();
+    file.keep();
 }
 
 }  // namespace
@@ -125,7 +137,7 @@ void bind_pipeline(py::module_& module) {
     module.def("write_file", &write_file, py::arg("path"), py::arg("size"), py::arg("pieces"),
                py::arg("overwrite"));
     module.def("execute", &execute, py::arg("sources"), py::arg("tensors"), py::arg("files"),
-               py::arg("threads"), py::arg("overwrite"), py::arg("measure"),
+               py::arg("importances"), py::arg("threads"), py::arg("overwrite"), py::arg("measure"),
                py::arg("progress") = py::none(), py::arg("inspect") = py::none());
     module.def(
         "block_bytes",

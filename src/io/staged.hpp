@@ -10,7 +10,8 @@
 namespace phiquant::io {
 
 /// Positioned, thread-safe writes into a staged file `.NAME.phiquant-XXXXXXXX` in the target's
-/// folder. Until commit() the target is as it was; the destructor removes what was not committed.
+/// folder. Until publish() the target is as it was, and until keep() it can be made so again: the
+/// destructor removes what was not published and takes back what was not kept.
 /// The staged file is locked while its process lives, so that a later run can tell what a killed
 /// one left behind, and removes it.
 class StagedFile {
@@ -29,24 +30,34 @@ public:
     /// Write all of `bytes` at `offset`, and start them on their way to the disk.
     void write(std::span<const std::byte> bytes, std::uint64_t offset);
 
-    /// Read back what was written.
-    void read(std::span<std::byte> out, std::uint64_t offset) const;
-
     /// Wait until every byte is on the disk, or until `stop` is set. Any error here is final.
     void sync(const std::atomic<bool>& stop);
 
-    /// Give the file its name and make the name durable.
-    void commit();
+    /// Give the file its name and make the name durable. What stood there before stays at hand
+    /// under a staged name, where the file system can do that.
+    void publish();
+
+    /// After every file of a run is published: let go of what stood there before. Never fails.
+    void keep() noexcept;
 
 private:
     void remove_abandoned() const;
     void create();
+    void set_previous_aside();
+    void rename_to_absent_target();
+    void take_back() noexcept;
+    [[nodiscard]] std::string staged_name() const;
+
+    enum class State : std::uint8_t { staged, published, kept };
 
     std::string target_, folder_, name_, path_;
+    std::string previous_;  ///< a second name of what the target was, empty where nothing was
+    bool replaced_for_good_ = false;  ///< the file system cannot give files a second name
     std::uint64_t size_;
     bool overwrite_;
-    bool committed_ = false;
+    State state_ = State::staged;
     int descriptor_ = -1;
+    int previous_descriptor_ = -1;
     std::atomic<std::uint64_t> unflushed_{0};
 };
 

@@ -26,6 +26,17 @@ namespace phiquant::io {
         case ENAMETOOLONG:
             remedy = "Choose a shorter name.";
             break;
+        case EFBIG:
+            remedy = "The file system, or a limit of this process (ulimit -f), takes no file of "
+                     "this size: write elsewhere or raise the limit.";
+            break;
+        case EMFILE:
+        case ENFILE:
+            remedy = "Too many files are open: raise the limit (ulimit -n).";
+            break;
+        case EIO:
+            remedy = "The disk or the network reported an error: check it, or use another.";
+            break;
         default:
             break;
     }

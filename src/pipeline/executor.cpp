@@ -92,8 +92,10 @@ public:
             for (const auto& file : files_) staged.push_back(file->path());
             watch.inspect(staged);
         }
-        for (const auto& file : files_) file->commit();
         summarize(report);
+        // All or none: whoever is published goes back where a later one cannot be.
+        for (const auto& file : files_) file->publish();
+        for (const auto& file : files_) file->keep();
         return report;
     }
 
@@ -140,7 +142,8 @@ private:
                 check_finite(table_, scratch.values(), tile);
                 codes = scratch.source();
             } else {
-                encode(table_, to, scratch.values(), tile, nullptr, codes, scratch);
+                encode(table_, to, scratch.values(), tile, plan_.importance(output), codes,
+                       scratch);
             }
             TileOutput& report = *reports++;
             if (options_.measure && &to != &from) {

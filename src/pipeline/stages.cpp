@@ -25,6 +25,28 @@ std::string text_of(float value) {
     return text;
 }
 
+// The value to blame where one beyond the codec's bound did not survive, else `count`. A scale that
+// overflows shows as an infinity or a NaN anywhere in the block; a fit whose sums overflow may
+// also have fallen back to zeros, which ggml writes without a word.
+std::uint64_t find_lost(const codecs::Codec& codec, const float* values, const float* decoded,
+                        std::uint64_t first, std::uint64_t count) {
+    const std::uint64_t block = codec.block_values;
+    for (std::uint64_t begin = first / block * block; begin < count; begin += block) {
+        std::uint64_t largest = begin;
+        bool finite = true;
+        for (std::uint64_t i = begin; i < begin + block; ++i) {
+            if (std::fabs(values[i]) > std::fabs(values[largest])) largest = i;
+            finite = finite && std::isfinite(decoded[i]);
+        }
+        // Every codec keeps a block's largest value far better than this.
+        const float value = values[largest];
+        const bool kept = std::fabs(value) <= codec.largest ||
+                          std::fabs(decoded[largest] - value) <= std::fabs(value) / 2;
+        if (!finite || !kept) return largest;
+    }
+    return count;
+}
+
 }  // namespace
 
 Scratch::Scratch()
@@ -55,7 +77,7 @@ void encode(const kernels::Table& table, const codecs::Codec& codec, const float
     (table.*codec.kernel).encode({values, at.rows, at.columns, importance}, &blocks);
     if (large == count) return;
     decode(table, codec, blocks, count, scratch.decoded());
-    const std::uint64_t bad = table.find_exceeding(scratch.decoded(), count, FLT_MAX);
+    const std::uint64_t bad = find_lost(codec, values, scratch.decoded(), large, count);
     if (bad == count) return;
     throw Error(ErrorKind::value,
                 "holds " + text_of(values[bad]) + " at " + index_of(at, bad) + ", which " +

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from phiquant.errors import UsageError
+from phiquant.errors import PhiquantError, UsageError
+from phiquant.tokenizer import files
 
 _MAX_LICENSE_BYTES = 1 << 20
 _LICENSE_NAMES = re.compile(r"^(licen[cs]e|copying)(\.(txt|md))?$", re.IGNORECASE)
@@ -93,14 +94,21 @@ def eos_ids(config: Mapping[str, object], generation: Mapping[str, object]) -> t
 
 
 def find_license(folder: Path) -> str | None:
-    """The text of the licence beside the weights; None where there is none that can be read."""
+    """The text of the licence beside the weights; None where there is none that can be read.
+
+    A link that leads out of the checkpoint counts as none: its text would be published.
+    """
     try:
-        names = sorted(path for path in folder.iterdir() if _LICENSE_NAMES.match(path.name))
-        for path in names:
-            if path.is_file() and path.stat().st_size <= _MAX_LICENSE_BYTES:
-                return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
+        names = sorted(p.name for p in folder.iterdir() if _LICENSE_NAMES.match(p.name))
+    except OSError:
         return None
+    for name in names:
+        try:
+            path = files.find(folder, name)
+            if path is not None:
+                return files.read_text(path, _MAX_LICENSE_BYTES).removeprefix("\ufeff")
+        except PhiquantError:
+            continue
     return None
 
 
