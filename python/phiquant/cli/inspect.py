@@ -51,7 +51,7 @@ def command(path: str, every: bool, as_json: bool) -> None:
     _show_config(found, columns)
     _show_metadata(found, columns)
     _show_tensors(found, columns, every or columns is None)
-    _show_totals(found)
+    _show_totals(found, columns)
     if found.problem:
         put()
         put(printable(f"phiquant cannot convert this: {found.problem}"))
@@ -114,7 +114,7 @@ def _show_tensors(found: Inspection, columns: int | None, every: bool) -> None:
     put(fitted(head, rows, "lrrlr" if grouped else "lrlr", columns, wide=0))
 
 
-def _show_totals(found: Inspection) -> None:
+def _show_totals(found: Inspection, columns: int | None) -> None:
     put()
     put(heading("Totals"))
     everything = max(1, found.checkpoint.nbytes)
@@ -130,7 +130,7 @@ def _show_totals(found: Inspection) -> None:
         for total in found.totals
     ]
     head = ("type", "tensors", "weights", "size", "share", "bits/weight")
-    put(table(head, rows, "lrrrrr"))
+    put(fitted(head, rows, "lrrrrr", columns, wide=0))
 
 
 def fitted(
@@ -146,11 +146,12 @@ def fitted(
         return table(head, rows, align)
     cells = [[printable(cell) for cell in row] for row in (head, *rows)]
     others = sum(max(len(row[i]) for row in cells) + 2 for i in range(len(head)) if i != wide)
-    room = max(20, columns - others - 2)
+    room = max(12, columns - others - 2)
     shown = [
         [shorten(cell, room) if i == wide else cell for i, cell in enumerate(row)] for row in cells
     ]
-    return table(shown[0], shown[1:], align)
+    lines = table(shown[0], shown[1:], align).split("\n")
+    return "\n".join(shorten(line, columns) for line in lines)
 
 
 def value_text(value: Any) -> str:
