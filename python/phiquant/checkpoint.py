@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from phiquant.codecs import find_codec
+from phiquant.codecs import stored_codec
 from phiquant.errors import FormatError, IoError, PhiquantError, UnsupportedError, UsageError
 from phiquant.tensor import QuantizedTensor
 
@@ -100,7 +100,8 @@ class Checkpoint(Mapping[str, Any]):
     """A model's tensors by name; nothing is read until it is asked for.
 
     Floating-point and integer tensors come as NumPy arrays, quantized ones as
-    :class:`~phiquant.QuantizedTensor`, both as views of the mapped file.
+    :class:`~phiquant.QuantizedTensor`, both as views of the mapped file. Types of ggml that this
+    version does not decode come as blocks, too.
 
     Attributes
     ----------
@@ -163,14 +164,14 @@ class Checkpoint(Mapping[str, Any]):
         if entry.type in _DTYPES:
             return np.ndarray(entry.shape, _DTYPES[entry.type], buffer=raw)
         try:
-            codec = find_codec(entry.type)
+            codec = stored_codec(entry.type)
         except UsageError as error:
             raise UnsupportedError(
-                f"is of type {entry.type}, which this version does not decode",
+                f"is of type {entry.type}, which this version does not know",
                 file=self.files[entry.file].path,
                 tensor=name,
             ) from error
-        row_bytes = codec.bytes_of(1, entry.shape[-1])
+        row_bytes = entry.shape[-1] // codec.block_values * codec.block_bytes
         return QuantizedTensor(raw.reshape(*entry.shape[:-1], row_bytes), entry.shape, codec)
 
     def __iter__(self) -> Iterator[str]:

@@ -19,7 +19,8 @@ class Codec:
     name : str
         As users write it: ``q4_k``.
     grid : str
-        ``float``, ``scale`` (codes times a scale), ``scale and minimum``.
+        ``float``, ``scale`` (codes times a scale), ``scale and minimum``; empty for types of GGUF
+        that this version holds, but neither encodes nor decodes.
     block_values, sub_block_values : int
         Weights a block, and weights that share a scale.
     block_bytes : int
@@ -70,6 +71,21 @@ def find_codec(name: str) -> Codec:
     raise UsageError(
         f"there is no codec '{name}'", remedy=f"{remedy}`phiquant formats` lists them all."
     )
+
+
+def stored_codec(name: str) -> Codec:
+    """The codec of a tensor in a file: one of ours, or the bare layout of another type of ggml.
+
+    Raises
+    ------
+    phiquant.UsageError
+        ggml has no such type either.
+    """
+    if name not in {codec.name for codec in all_codecs()}:
+        for number, known, values, size in _core.ggml_types():
+            if known == name:
+                return Codec(name, "", values, values, size, number, 8 * size / values)
+    return find_codec(name)
 
 
 def codec_of_ggml_type(ggml_type: int) -> Codec | None:

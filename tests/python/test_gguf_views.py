@@ -97,6 +97,23 @@ def test_tensors_are_views_of_the_file(preset: str, converted: Any, tmp_path: Pa
     assert view[0] == 1234.5
 
 
+def test_types_that_are_not_decoded_are_views_too(converted: Any, tmp_path: Path) -> None:
+    """A file of llama.cpp's with Q3_K in it: whole in view, copied whole, and refused by name."""
+    path = peer.quantize(converted("phi35", "bf16"), tmp_path / "q3_k_m.gguf", 12)
+    checkpoint = pq.open(path)
+    tensor, entry = checkpoint["token_embd.weight"], checkpoint.entries["token_embd.weight"]
+    assert (entry.type, tensor.codec.name, tensor.shape) == ("q3_k", "q3_k", (4096, 256))
+    assert tensor.data.shape == (4096, 110)
+    assert not tensor.data.flags.owndata
+    with pytest.raises(pq.UnsupportedError, match="q3_k is not decoded"):
+        tensor.dequantize()
+    with pytest.raises(pq.UnsupportedError, match=r"token_embd\.weight.*q3_k"):
+        pq.convert(path, "q4_0", tmp_path / "x.gguf", requantize=True)
+    metadata = {key: (checkpoint.metadata_types[key], v) for key, v in checkpoint.metadata.items()}
+    copy = pq.gguf.write(tmp_path / "copy.gguf", checkpoint, metadata)
+    assert copy.read_bytes() == path.read_bytes()
+
+
 def test_views_outlive_the_checkpoint(converted: Any) -> None:
     checkpoint = pq.open(converted("phi35", "q8_0"))
     tensor = checkpoint["blk.0.ffn_down.weight"]
