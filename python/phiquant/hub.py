@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from phiquant.strict_json import read_json
 from phiquant.errors import FormatError, IoError, PhiquantError, UnsupportedError, UsageError
 from phiquant.safetensors import INDEX, SINGLE
+from phiquant.strict_json import read_json
 
 _SIDE_FILES = frozenset(
     {
@@ -356,7 +356,7 @@ def _broken_off(error: Exception, repo: str) -> IoError:
             file=error.filename or constants.HF_HUB_CACHE,
         )
     return IoError(
-        f"the download of {repo} broke off: {_first_line(error)}",
+        f"the download of {repo} broke off: {_first_line(error.__cause__ or error)}",
         remedy="Run the same command again: files that have arrived are not fetched again.",
     )
 
