@@ -173,10 +173,8 @@ def test_what_is_large_but_fits_is_held(codec: str) -> None:
     assert decoded[2, 300] == pytest.approx(60000.0, rel=0.1)
 
 
-def test_what_is_not_built_is_refused() -> None:
+def test_what_is_not_built_or_unknown_is_refused() -> None:
     w = weights(4, 256)
-    with pytest.raises(pq.UnsupportedError, match="importance is not in this version"):
-        pq.quantize(w, "q4_k", importance=np.ones(256, np.float32))
     with pytest.raises(pq.UnsupportedError, match='quality="best" is not in this version'):
         pq.quantize(w, "q4_k", quality="best")
     with pytest.raises(pq.UsageError, match="there is no quality 'fast'"):
