@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from os.path import exists
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -227,7 +226,8 @@ def open_checkpoint(source: str | os.PathLike[str], *, progress: bool = False) -
     path = Path(text)
     if "\0" in text:
         raise UsageError("the source's name has a NUL in it")
-    if not exists(path):
+    # Not Path.exists, which raises for a name that is too long.
+    if not os.path.exists(path):  # noqa: PTH110
         if isinstance(source, str) and hub.is_hub_id(source):
             folder = hub.fetch(source, progress=progress)
             return safetensors.open_folder(folder, name=re.sub(r"@.*$", "", source.split("/")[-1]))

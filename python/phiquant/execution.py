@@ -9,8 +9,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-# Not Path's own methods, which raise for names too long and for links that go in circles.
-from os.path import isdir, realpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,9 +85,7 @@ def execute(
         threads=threads,
         arch=_core.active_arch(),
         notes=tuple(note for target in plan.targets for note in target.notes),
-        hints=tuple(
-            target.hint(path) for target, path in zip(plan.targets, outputs, strict=True)
-        ),
+        hints=tuple(target.hint(path) for target, path in zip(plan.targets, outputs, strict=True)),
     )
 
 
@@ -138,22 +134,23 @@ def _companions(plan: Plan, outputs: tuple[Path, ...]) -> dict[Path, bytes]:
 
 
 def _check_outputs(plan: Plan, paths: list[Path], overwrite: bool) -> None:
-    inputs = {realpath(source.path) for source in plan.checkpoint.files}
+    inputs = {os.path.realpath(source.path) for source in plan.checkpoint.files}
     needed: dict[Path, int] = {}
+    # Not Path's own methods: they raise for names too long and for links that go in circles.
     for path in paths:
         _check_name(path)
         parent = path.parent
-        if not isdir(parent):
+        if not os.path.isdir(parent):  # noqa: PTH112
             raise IoError(
                 "cannot be written: its folder does not exist",
                 file=path,
                 remedy=f"Create the folder first: mkdir -p {parent}",
             )
-        if realpath(path) in inputs:
+        if os.path.realpath(path) in inputs:
             raise UsageError(
                 "is the source itself", file=path, remedy="Choose another name for the output."
             )
-        if isdir(path):
+        if os.path.isdir(path):  # noqa: PTH112
             raise UsageError("is a folder", file=path, remedy="Name a file as the output.")
         if not overwrite and os.path.lexists(path):
             raise UsageError(
@@ -196,7 +193,7 @@ def _literals(file: PlannedFile) -> list[tuple[int, bytes]]:
 def _core_tensors(
     plan: Plan, files: list[PlannedFile]
 ) -> tuple[list[Any], list[Any], list[Any], list[list[tuple[int, str]]]]:
-    """Sources, tensors, importances and outputs as the executor takes them, each source tensor once."""
+    """Sources, tensors, importances, outputs as the executor takes them, each source once."""
     entries = plan.checkpoint.entries
     outputs: dict[str, list[tuple[int, PlannedTensor]]] = {}
     for number, file in enumerate(files):

@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from os.path import isdir
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +152,9 @@ class Plan:
         if out is None:
             return tuple(Path(name) for name in names)
         path = Path(out)
-        if os.fspath(out).endswith(("/", os.sep)) or len(names) > 1 or isdir(path):
+        # Not Path.is_dir, which raises for a name that is too long.
+        is_folder = os.path.isdir(path)  # noqa: PTH112
+        if os.fspath(out).endswith(("/", os.sep)) or len(names) > 1 or is_folder:
             return tuple(path / name for name in names)
         return (path,)
 
@@ -293,4 +294,3 @@ class Plan:
                 f"<th>count</th><th>codec</th><th>size</th></tr>{cells}</table>"
             )
         return "".join(parts)
-

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-# Not Path's own methods, which raise for names too long and for links that go in circles.
-from os.path import lexists, realpath
 from pathlib import Path
 from typing import Any
 
 from phiquant import _core
-from phiquant.strict_json import read_json
 from phiquant.checkpoint import Checkpoint, SourceFile, TensorEntry, located
 from phiquant.errors import FormatError, PhiquantError, UnsupportedError, UsageError
 from phiquant.files import array_bytes
+from phiquant.strict_json import read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -60,7 +58,7 @@ def _contained(folder: Path, name: str, index: Path) -> Path:
             remedy="The index is damaged or hostile: fetch the model again from its publisher.",
         )
     path = folder / name
-    if not lexists(path):
+    if not os.path.lexists(path):
         raise FormatError(
             f"names the shard {name!r}, which is missing",
             file=index,
@@ -71,7 +69,8 @@ def _contained(folder: Path, name: str, index: Path) -> Path:
 
 
 def _check_containment(folder: Path, path: Path) -> None:
-    real, home = Path(realpath(path)), Path(realpath(folder))
+    # Not Path.resolve, which raises for links that go in circles.
+    real, home = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
     if real.parent == home:
         return
     # A hub cache keeps snapshots/REVISION/NAME as links into the same repository's blobs.
@@ -95,7 +94,7 @@ def open_folder(folder: Path, *, name: str | None = None) -> Checkpoint:
         The folder holds pickled weights only.
     """
     index = folder / INDEX
-    if lexists(index):
+    if os.path.lexists(index):
         _check_containment(folder, index)
         weight_map = _read_index(index)
         shards = [_contained(folder, shard, index) for shard in dict.fromkeys(weight_map.values())]
@@ -103,7 +102,7 @@ def open_folder(folder: Path, *, name: str | None = None) -> Checkpoint:
         _check_index(index, weight_map, checkpoint)
         return checkpoint
     single = folder / SINGLE
-    if lexists(single):
+    if os.path.lexists(single):
         _check_containment(folder, single)
         return _open(folder, [single], name)
     found = sorted(folder.glob("*.safetensors"))

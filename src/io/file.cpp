@@ -35,7 +35,7 @@ SourceFile::SourceFile(std::string path) : path_(std::move(path)) {
     // O_NONBLOCK: opening a FIFO must not wait for a writer that never comes.
     descriptor_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     if (descriptor_ < 0) throw system_error(errno, path_, "cannot be opened");
-    struct stat facts {};
+    struct stat facts{};
     if (::fstat(descriptor_, &facts) != 0) {
         const int error = errno;
         ::close(descriptor_);
@@ -61,8 +61,7 @@ void SourceFile::read(std::span<std::byte> out, std::uint64_t offset) const {
     while (!out.empty()) {
         // Linux moves at most 2 GiB a call; smaller pieces also keep cancellation quick.
         const std::size_t wanted = std::min<std::size_t>(out.size(), std::size_t{1} << 30);
-        const ssize_t got =
-            ::pread(descriptor_, out.data(), wanted, static_cast<off_t>(offset));
+        const ssize_t got = ::pread(descriptor_, out.data(), wanted, static_cast<off_t>(offset));
         if (got < 0) {
             if (errno == EINTR) continue;
             throw system_error(errno, path_, "cannot be read");
@@ -80,8 +79,9 @@ void SourceFile::read(std::span<std::byte> out, std::uint64_t offset) const {
 }
 
 void SourceFile::check_unchanged() const {
-    struct stat open_file {}, named_file {};
-    if (::fstat(descriptor_, &open_file) != 0) throw system_error(errno, path_, "cannot be examined");
+    struct stat open_file{}, named_file{};
+    if (::fstat(descriptor_, &open_file) != 0)
+        throw system_error(errno, path_, "cannot be examined");
     const bool gone = ::stat(path_.c_str(), &named_file) != 0;
     if (gone || identity_of(open_file) != identity_ || identity_of(named_file) != identity_) {
         throw Error(ErrorKind::changed, path_, {}, "changed while it was read", k_changed_remedy);

@@ -55,7 +55,10 @@ bool cannot_link(int error) {
 }
 
 Error exists_error(const std::string& target) {
-    return {ErrorKind::usage, target, {}, "exists already",
+    return {ErrorKind::usage,
+            target,
+            {},
+            "exists already",
             "Choose another output, or pass --overwrite (overwrite=True)."};
 }
 
@@ -66,7 +69,7 @@ StagedFile::StagedFile(std::string target, std::uint64_t size, bool overwrite)
     const auto slash = target_.rfind('/');
     folder_ = slash == std::string::npos ? "." : slash == 0 ? "/" : target_.substr(0, slash);
     name_ = slash == std::string::npos ? target_ : target_.substr(slash + 1);
-    struct stat facts {};
+    struct stat facts{};
     if (::lstat(target_.c_str(), &facts) == 0) {
         if (S_ISDIR(facts.st_mode)) {
             throw Error(ErrorKind::usage, target_, {}, "is a folder", "Name a file as the output.");
@@ -106,7 +109,8 @@ void StagedFile::remove_abandoned() const {
         // To lock a file over NFS it must be open for writing; a previous result may forbid that.
         constexpr int k_flags = O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY;
         int descriptor = ::open(path.c_str(), O_RDWR | k_flags);
-        if (descriptor < 0 && errno == EACCES) descriptor = ::open(path.c_str(), O_RDONLY | k_flags);
+        if (descriptor < 0 && errno == EACCES)
+            descriptor = ::open(path.c_str(), O_RDONLY | k_flags);
         if (descriptor < 0) {
             // A target that was a link, set aside by a run that was killed.
             if (errno == ELOOP) ::unlink(path.c_str());
@@ -140,7 +144,7 @@ void StagedFile::create() {
         const bool locked = lock(descriptor_);
         const int error = locked ? 0 : errno;
         // Before it was locked, another run may have taken it for abandoned.
-        struct stat facts {};
+        struct stat facts{};
         const bool removed = ::fstat(descriptor_, &facts) == 0 && facts.st_nlink == 0;
         const bool can_lock = error != ENOLCK && error != EOPNOTSUPP && error != ENOSYS;
         if (!removed && (locked || !can_lock)) break;
@@ -203,7 +207,8 @@ void StagedFile::sync(const std::atomic<bool>& stop) {
                               static_cast<off_t>(k_flush_bytes), k_wait) == 0) {
             continue;
         }
-        // The kernel tells a failed write-back once per open file: told here, fsync would be silent.
+        // The kernel tells a failed write-back once per open file: told here, fsync would be
+        // silent.
         if (errno == EINVAL || errno == ENOSYS || errno == ESPIPE || errno == EOPNOTSUPP) break;
         if (errno != EINTR) throw system_error(errno, target_, "cannot be written to the disk");
     }
@@ -227,8 +232,8 @@ void StagedFile::publish() {
     state_ = State::published;
     const int folder = ::open(folder_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (folder < 0) return;
-    const bool failed = retried([&] { return ::fsync(folder); }) != 0 && errno != EINVAL &&
-                        errno != EROFS;
+    const bool failed =
+        retried([&] { return ::fsync(folder); }) != 0 && errno != EINVAL && errno != EROFS;
     const int error = errno;
     ::close(folder);
     if (failed) throw system_error(error, target_, "its new name cannot be synced to the disk");
@@ -242,7 +247,7 @@ void StagedFile::rename_to_absent_target() {
     }
     if (errno == EEXIST) throw exists_error(target_);
     if (cannot_link(errno)) {
-        struct stat facts {};
+        struct stat facts{};
         if (::lstat(target_.c_str(), &facts) == 0) throw exists_error(target_);
         if (::rename(path_.c_str(), target_.c_str()) == 0) return;
     }
@@ -251,8 +256,8 @@ void StagedFile::rename_to_absent_target() {
 
 void StagedFile::set_previous_aside() {
     // Locked, so that another run does not take the second name for a killed run's file.
-    previous_descriptor_ = ::open(target_.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK |
-                                                       O_NOCTTY);
+    previous_descriptor_ =
+        ::open(target_.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
     if (previous_descriptor_ >= 0) lock(previous_descriptor_);
     for (int attempt = 0;; ++attempt) {
         std::string name = staged_name();
@@ -269,10 +274,9 @@ void StagedFile::set_previous_aside() {
 }
 
 void StagedFile::take_back() noexcept {
-    struct stat ours {}, there {};
-    const bool stands = ::fstat(descriptor_, &ours) == 0 &&
-                        ::lstat(target_.c_str(), &there) == 0 && ours.st_dev == there.st_dev &&
-                        ours.st_ino == there.st_ino;
+    struct stat ours{}, there{};
+    const bool stands = ::fstat(descriptor_, &ours) == 0 && ::lstat(target_.c_str(), &there) == 0 &&
+                        ours.st_dev == there.st_dev && ours.st_ino == there.st_ino;
     if (!previous_.empty()) {
         if (!stands || ::rename(previous_.c_str(), target_.c_str()) != 0) {
             ::unlink(previous_.c_str());

@@ -27,8 +27,9 @@ namespace phiquant::io {
             remedy = "Choose a shorter name.";
             break;
         case EFBIG:
-            remedy = "The file system, or a limit of this process (ulimit -f), takes no file of "
-                     "this size: write elsewhere or raise the limit.";
+            remedy =
+                "The file system, or a limit of this process (ulimit -f), takes no file of "
+                "this size: write elsewhere or raise the limit.";
             break;
         case EMFILE:
         case ENFILE:
