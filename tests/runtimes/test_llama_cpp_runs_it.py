@@ -87,7 +87,9 @@ def test_greedy_tokens_from_f32_are_transformers(fixture: str, converted: Any) -
 def test_greedy_text_from_f32_is_transformers(fixture: str, converted: Any) -> None:
     """From text to text as people call it: llama.cpp's tokenizer, sampler and default settings."""
     facts, arrays = reference(fixture)
-    model = llama_cpp.Llama(str(converted(fixture, "f32")), n_ctx=256, verbose=False)
+    model = llama_cpp.Llama(
+        str(converted(fixture, "f32")), n_ctx=256, n_threads=1, n_threads_batch=1, verbose=False
+    )
     try:
         for prompt in GREEDY:
             text = facts[prompt]["text"]
