@@ -7,6 +7,7 @@ import os
 import shutil
 import struct
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 from cli_process import phiquant
@@ -19,20 +20,35 @@ DATA = Path(__file__).parents[1] / "data"
 PHI3WIN = DATA / "phi3win"
 
 
-def refusal(*args: object, code: int, cwd: Path | None = None, **changes: str) -> str:
-    """The one line on stderr; with ``--json``, the same as an object on stdout."""
-    done = phiquant(*args, cwd=cwd, **changes)
-    assert (done.returncode, done.stdout) == (code, ""), done.stderr
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("phiquant: ")
-    told = phiquant(*args, "--json", cwd=cwd, **changes)
-    assert told.returncode == code
-    (record,) = told.stdout.splitlines()
-    error = json.loads(record)
-    assert f"phiquant: {printable(error['message'])}" == line
-    assert error["error"]
-    assert error["exit_code"] == code
-    return line
+class Refusal(Protocol):
+    """The one line on stderr of a command that ends with ``code``."""
+
+    def __call__(self, *args: object, code: int, cwd: Path | None = None) -> str: ...
+
+
+@pytest.fixture
+def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refusal:
+    """Runs in this process; the same with ``--json`` gives an object on stdout with the same words."""
+    monkeypatch.delenv("PHIQUANT_DEBUG", raising=False)
+
+    def refuse(*args: object, code: int, cwd: Path | None = None) -> str:
+        if cwd is not None:
+            monkeypatch.chdir(cwd)
+        words = list(map(str, args))
+        assert run(words) == code
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        (line,) = shown.err.splitlines()
+        assert line.startswith("phiquant: ")
+        assert run([*words, "--json"]) == code
+        (record,) = capsys.readouterr().out.splitlines()
+        error = json.loads(record)
+        assert f"phiquant: {printable(error['message'])}" == line
+        assert error["error"]
+        assert error["exit_code"] == code
+        return line
+
+    return refuse
 
 
 @pytest.mark.parametrize(
@@ -62,7 +78,9 @@ def refusal(*args: object, code: int, cwd: Path | None = None, **changes: str) -
         (["doctor", "--threads"], ["no option '--threads'"]),
     ],
 )
-def test_usage_errors_have_code_2_and_a_remedy(args: list[str], words: list[str]) -> None:
+def test_usage_errors_have_code_2_and_a_remedy(
+    refusal: Refusal, args: list[str], words: list[str]
+) -> None:
     line = refusal(*args, code=2)
     for word in words:
         assert word in line
@@ -71,7 +89,7 @@ def test_usage_errors_have_code_2_and_a_remedy(args: list[str], words: list[str]
 @pytest.mark.parametrize(
     "options", [["--quality", "best"], ["--importance", str(PHI3WIN / "imatrix.gguf")]]
 )
-def test_what_is_not_built_is_refused(options: list[str], tmp_path: Path) -> None:
+def test_what_is_not_built_is_refused(refusal: Refusal, options: list[str], tmp_path: Path) -> None:
     line = refusal("convert", PHI3WIN, "--to", "q4_k_m", *options, code=3, cwd=tmp_path)
     assert f"{options[0]}" in line
     assert "not in this version" in line
@@ -90,7 +108,7 @@ def test_an_existing_target_is_kept(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["x.gguf"]
 
 
-def test_the_source_is_never_the_output(tmp_path: Path) -> None:
+def test_the_source_is_never_the_output(refusal: Refusal, tmp_path: Path) -> None:
     source = tmp_path / "x.safetensors"
     model = tmp_path / "model"
     shutil.copytree(PHI3WIN, model)
@@ -114,7 +132,7 @@ def test_the_source_is_never_the_output(tmp_path: Path) -> None:
     ],
 )
 def test_outputs_that_cannot_be_written_have_code_4(
-    tmp_path: Path, out: str, words: list[str]
+    refusal: Refusal, tmp_path: Path, out: str, words: list[str]
 ) -> None:
     (tmp_path / "file").write_text("")
     line = refusal("convert", PHI3WIN, "--to", "q8_0", "-o", out, code=4, cwd=tmp_path)
@@ -123,7 +141,7 @@ def test_outputs_that_cannot_be_written_have_code_4(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_source_that_is_not_there(tmp_path: Path) -> None:
+def test_a_source_that_is_not_there(refusal: Refusal, tmp_path: Path) -> None:
     for command in ("convert", "plan"):
         line = refusal(command, "nowhere.gguf", "--to", "q8_0", code=4, cwd=tmp_path)
         assert "nowhere.gguf: does not exist" in line
@@ -138,7 +156,9 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-def test_nan_is_found_with_file_tensor_and_place(model: Path, tmp_path: Path) -> None:
+def test_nan_is_found_with_file_tensor_and_place(
+    refusal: Refusal, model: Path, tmp_path: Path
+) -> None:
     file = model / "model.safetensors"
     entry = pq.open(model).entries["model.layers.1.mlp.down_proj.weight"]
     with file.open("r+b") as stream:
@@ -152,14 +172,14 @@ def test_nan_is_found_with_file_tensor_and_place(model: Path, tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-def test_a_truncated_shard(model: Path) -> None:
+def test_a_truncated_shard(refusal: Refusal, model: Path) -> None:
     file = model / "model.safetensors"
     os.truncate(file, file.stat().st_size - 1)
     for args in (["convert", model, "--to", "q8_0"], ["inspect", model]):
         assert str(file) in refusal(*args, code=3)
 
 
-def test_another_architecture(model: Path) -> None:
+def test_another_architecture(refusal: Refusal, model: Path) -> None:
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(
         json.dumps(config | {"architectures": ["PhiMoEForCausalLM"]})
@@ -170,19 +190,20 @@ def test_another_architecture(model: Path) -> None:
     assert "Supported is Phi3ForCausalLM" in line
 
 
-def test_a_folder_without_weights(tmp_path: Path) -> None:
+def test_a_folder_without_weights(refusal: Refusal, tmp_path: Path) -> None:
     assert "holds no safetensors" in refusal("inspect", tmp_path, code=3)
 
 
 def test_instruction_sets_that_the_machine_lacks(tmp_path: Path) -> None:
-    line = refusal(
-        *("convert", PHI3WIN, "--to", "q8_0"), code=2, cwd=tmp_path, PHIQUANT_ARCH="avx1024"
-    )
+    done = phiquant("convert", PHI3WIN, "--to", "q8_0", cwd=tmp_path, PHIQUANT_ARCH="avx1024")
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("phiquant: ")
     assert "avx1024" in line
     assert list(tmp_path.iterdir()) == []
 
 
-def test_names_from_files_do_not_command_the_terminal(tmp_path: Path) -> None:
+def test_names_from_files_do_not_command_the_terminal(refusal: Refusal, tmp_path: Path) -> None:
     line = refusal("inspect", "\x1b]0;title\x07\nphiquant: fine", code=4, cwd=tmp_path)
     assert "\x1b" not in line
     assert "\\x1b]0;title" in line

@@ -124,7 +124,7 @@ def test_json_has_words_for_what_is_no_number(strange: Path) -> None:
     assert told["metadata"]["not.a.number"]["value"] == "nan"
 
 
-@pytest.mark.parametrize("columns", [50, 80, 120])
+@pytest.mark.parametrize("columns", [60, 80, 120])
 def test_lines_fit_the_terminal(
     strange: Path, tmp_path: Path, converted: Any, columns: int
 ) -> None:
@@ -175,7 +175,7 @@ def test_a_folder_that_cannot_be_converted_is_shown_with_the_reason(tmp_path: Pa
 
 def test_one_safetensors_file_by_itself(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    pq.safetensors.write(path, {"a": np.zeros((2, 3), np.uint8), "s": np.array(1, np.float32)})
+    pq.safetensors.write(path, {"s": np.array(1, np.float32), "a": np.zeros((2, 3), np.uint8)})
     lines = [line.split() for line in shown(path).splitlines()]
     assert ["a", "2", "x", "3", "u8", "6", "bytes"] in lines
     assert ["s", "scalar", "f32", "4", "bytes"] in lines
