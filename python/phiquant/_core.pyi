@@ -48,7 +48,11 @@ def ggml_types() -> list[tuple[int, str, int, int]]: ...
 
 # Tensors in memory.
 def quantize(
-    tensor: object, codec: str, threads: int, progress: Callable[[int], None] | None = None
+    tensor: object,
+    codec: str,
+    threads: int,
+    progress: Callable[[int], None] | None = None,
+    importance: NDArray[np.float32] | None = None,
 ) -> NDArray[np.uint8]: ...
 def dequantize(
     blocks: NDArray[np.uint8],
@@ -63,9 +67,10 @@ def tensor_facts(tensor: object) -> dict[str, Any]: ...
 def execute(
     sources: Sequence[tuple[bytes, int, int, int, int]],
     tensors: Sequence[
-        tuple[str, int, Sequence[tuple[int, str, int, int]], Sequence[tuple[str, int, int]]]
+        tuple[str, int, Sequence[tuple[int, str, int, int]], Sequence[tuple[str, int, int, int]]]
     ],
     files: Sequence[tuple[bytes, int, Sequence[tuple[int, bytes]]]],
+    importances: Sequence[NDArray[np.float32]],
     threads: int,
     overwrite: bool,
     measure: bool,

@@ -11,7 +11,7 @@ import numpy as np
 
 from phiquant import _core
 from phiquant.codecs import Codec, find_codec
-from phiquant.errors import ShapeError, UnsupportedError, UsageError
+from phiquant.errors import ShapeError, UnsupportedError, UsageError, ValueRangeError
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -72,7 +72,14 @@ class QuantizedTensor:
         ------
         phiquant.UsageError
             Another dtype.
+        phiquant.UnsupportedError
+            Blocks read from a file, of a type that this version does not decode.
         """
+        if not self.codec.grid:
+            raise UnsupportedError(
+                f"{self.codec.name} is not decoded in this version of phiquant",
+                remedy="`phiquant formats` lists what is.",
+            )
         wanted = np.dtype(dtype)
         if wanted.name not in ("float32", "float16", "bfloat16"):
             raise UsageError(
@@ -141,7 +148,8 @@ def quantize(
     codec : str
         A name that ``phiquant formats`` lists, such as ``"q4_k"``.
     importance : array_like, shape (n,), optional
-        Weight of each column's squared error. Not in this version.
+        Weight of each column's squared error, as mean squared activations. Codecs whose format's
+        own tool ignores it (q8_0, the floats, ...) do so, too.
     quality : "reference"
         The bits of the format's own tool. ``"best"`` is not in this version.
     threads : int, optional
@@ -162,13 +170,30 @@ def quantize(
     """
     found = find_codec(codec)
     check_quality(quality)
-    if importance is not None:
-        raise UnsupportedError(
-            "importance is not in this version of phiquant", remedy="Leave importance out."
-        )
-    blocks = _core.quantize(w, found.name, check_threads(threads), progress)
+    weights = None if importance is None else check_importance(importance)
+    blocks = _core.quantize(w, found.name, check_threads(threads), progress, weights)
     shape = (*blocks.shape[:-1], blocks.shape[-1] // found.block_bytes * found.block_values)
     return QuantizedTensor(blocks, shape, found)
+
+
+def check_importance(importance: Any) -> NDArray[np.float32]:
+    """Importance as a float32 vector.
+
+    Raises
+    ------
+    phiquant.ShapeError
+        It is no vector.
+    phiquant.ValueRangeError
+        It holds NaN, infinity or negative weights.
+    """
+    weights = np.ascontiguousarray(importance, dtype=np.float32)
+    if weights.ndim != 1:
+        raise ShapeError(f"importance has the shape {weights.shape}; it must be a vector")
+    if not bool(np.isfinite(weights).all()) or bool((weights < 0).any()):
+        raise ValueRangeError(
+            "importance holds NaN, infinity or negative weights", remedy="Calibrate again."
+        )
+    return weights
 
 
 def check_quality(quality: str) -> None:

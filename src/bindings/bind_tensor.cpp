@@ -12,7 +12,8 @@ namespace phiquant::bindings {
 namespace {
 
 py::array_t<std::uint8_t> quantize(const py::object& tensor, const std::string& codec,
-                                   unsigned threads, const py::object& progress) {
+                                   unsigned threads, const py::object& progress,
+                                   const std::optional<py::array_t<float>>& importance) {
     const codecs::Codec& to = codec_named(codec);
     const HeldTensor held = view_tensor(tensor);
     const pipeline::RowView& view = held.view;
@@ -22,6 +23,16 @@ py::array_t<std::uint8_t> quantize(const py::object& tensor, const std::string& 
                         " takes multiples of " + std::to_string(to.block_values),
                     "Choose a codec with a smaller block: q8_0 takes multiples of 32, f16 any.");
     }
+    const float* weights = nullptr;
+    if (importance) {
+        if (importance->ndim() != 1 || (importance->flags() & py::array::c_style) == 0 ||
+            static_cast<std::uint64_t>(importance->shape(0)) != view.columns() ||
+            view.columns() > pipeline::k_tile_values) {
+            throw Error(ErrorKind::shape, "importance must be one weight for each of the " +
+                                              std::to_string(view.columns()) + " columns");
+        }
+        weights = importance->data();
+    }
     std::vector<py::ssize_t> shape(view.shape.begin(), view.shape.end());
     shape.back() = static_cast<py::ssize_t>(pipeline::bytes_of(to, view.columns()));
     py::array_t<std::uint8_t> blocks(shape);
@@ -29,7 +40,7 @@ py::array_t<std::uint8_t> quantize(const py::object& tensor, const std::string& 
     const auto observe = watch_progress(progress);
     {
         const py::gil_scoped_release released;
-        pipeline::encode_rows(view, to, out, threads, observe);
+        pipeline::encode_rows(view, to, weights, out, threads, observe);
     }
     return blocks;
 }
@@ -75,7 +86,7 @@ py::dict tensor_facts(const py::object& tensor) {
 
 void bind_tensor(py::module_& module) {
     module.def("quantize", &quantize, py::arg("tensor"), py::arg("codec"), py::arg("threads"),
-               py::arg("progress") = py::none());
+               py::arg("progress") = py::none(), py::arg("importance") = py::none());
     module.def("dequantize", &dequantize, py::arg("blocks"), py::arg("codec"), py::arg("shape"),
                py::arg("threads"), py::arg("progress") = py::none());
     module.def("tensor_facts", &tensor_facts, py::arg("tensor"));

@@ -8,6 +8,7 @@
 #include "kernels/k_scale.hpp"
 #include "kernels/k_scale_minimum.hpp"
 #include "kernels/make_table.hpp"
+#include "kernels/measure.hpp"
 
 namespace phiquant::kernels {
 
@@ -23,6 +24,7 @@ const Table& table<Arch>() noexcept {
     static constexpr Table kernels{
         .name = PHIQUANT_NAME(PHIQUANT_KERNEL_ARCH),
         .find_exceeding = &find_exceeding<Arch>,
+        .squared_sums = &squared_sums<Arch>,
         .f32 = {&encode_f32<Arch>, &decode_f32<Arch>},
         .f16 = {&encode_16_bits<Arch, HalfCodec>, &decode_16_bits<Arch, HalfCodec>},
         .bf16 = {&encode_16_bits<Arch, BfloatCodec>, &decode_16_bits<Arch, BfloatCodec>},

@@ -32,6 +32,10 @@ struct Table {
     /// Index of the first value for which !(|x| <= limit), NaN included; `n` when there is none.
     std::uint64_t (*find_exceeding)(const float* x, std::uint64_t n, float limit) noexcept;
 
+    /// Sum of (values - decoded)^2 and of values^2; the same on every instruction set.
+    void (*squared_sums)(const float* values, const float* decoded, std::uint64_t n, double* error,
+                         double* signal) noexcept;
+
     Kernel f32, f16, bf16;
     Kernel q8_0, q4_0, q5_0, q5_1;
     Kernel q4_k, q5_k, q6_k;

@@ -25,8 +25,8 @@ double seconds_since(Clock::time_point start) {
 struct Piece {
     const PlannedTensor* tensor;
     const SourcePart* part;
-    std::uint64_t first_row;   ///< of the part, in the tensor
-    std::uint64_t first_tile;  ///< in the run
+    std::uint64_t first_row;     ///< of the part, in the tensor
+    std::uint64_t first_tile;    ///< in the run
     std::uint64_t first_output;  ///< where the piece's tiles begin in `tile_outputs`
     Tiling tiling;
 };
@@ -73,8 +73,8 @@ public:
         Report report;
         const auto start = Clock::now();
         Progress progress;
-        const unsigned threads = static_cast<unsigned>(
-            std::clamp<std::uint64_t>(options_.threads, 1, std::max<std::uint64_t>(tile_count_, 1)));
+        const unsigned threads = static_cast<unsigned>(std::clamp<std::uint64_t>(
+            options_.threads, 1, std::max<std::uint64_t>(tile_count_, 1)));
         const auto observe = [&] {
             if (watch.progress) watch.progress(progress.done.load(std::memory_order_relaxed));
         };
@@ -131,8 +131,7 @@ private:
         decode(table_, from, read.data(), values, scratch.values());
         tile.row += piece.first_row;
 
-        TileOutput* reports =
-            &tile_outputs_[piece.first_output + index * tensor.outputs.size()];
+        TileOutput* reports = &tile_outputs_[piece.first_output + index * tensor.outputs.size()];
         for (const PlannedOutput& output : tensor.outputs) {
             const codecs::Codec& to = *output.codec;
             const std::uint64_t size = bytes_of(to, values);
@@ -148,7 +147,7 @@ private:
             TileOutput& report = *reports++;
             if (options_.measure && &to != &from) {
                 decode(table_, to, codes, values, scratch.decoded());
-                report.sums = error_sums(scratch.values(), scratch.decoded(), values);
+                report.sums = error_sums(table_, scratch.values(), scratch.decoded(), values);
             }
             const std::span<const std::byte> written(codes, size);
             report.bytes = size;

@@ -59,8 +59,8 @@ const std::byte* RowView::row(std::uint64_t index) const noexcept {
     return data + offset;
 }
 
-void encode_rows(const RowView& from, const codecs::Codec& to, std::byte* blocks, unsigned threads,
-                 const Observer& observe) {
+void encode_rows(const RowView& from, const codecs::Codec& to, const float* importance,
+                 std::byte* blocks, unsigned threads, const Observer& observe) {
     const std::uint64_t columns = from.columns();
     const Tiling tiling(from.rows(), columns);
     const kernels::Table& table = kernels::active();
@@ -75,7 +75,7 @@ void encode_rows(const RowView& from, const codecs::Codec& to, std::byte* blocks
                 if (index >= tiling.count()) return;
                 const Tile tile = tiling[index];
                 const float* values = gather(table, from, tile, scratch);
-                encode(table, to, values, tile, nullptr,
+                encode(table, to, values, tile, importance,
                        blocks + bytes_of(to, tile.row * columns + tile.column), scratch);
                 progress.done.fetch_add(tile.values(), std::memory_order_relaxed);
             }

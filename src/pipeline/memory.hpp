@@ -26,9 +26,10 @@ struct RowView {
 using Observer = std::function<void(std::uint64_t values_done)>;
 
 /// Encode all rows into `blocks`, row after row. Throws Error(value) for weights that the codec
-/// cannot hold, or what `observe` throws.
-void encode_rows(const RowView& from, const codecs::Codec& to, std::byte* blocks, unsigned threads,
-                 const Observer& observe);
+/// cannot hold, or what `observe` throws. `importance` is one weight a column (of at most
+/// k_tile_values), or null.
+void encode_rows(const RowView& from, const codecs::Codec& to, const float* importance,
+                 std::byte* blocks, unsigned threads, const Observer& observe);
 
 /// Decode `rows` x `columns` values that stand row after row.
 void decode_rows(const codecs::Codec& from, const std::byte* blocks, std::uint64_t rows,

@@ -6,6 +6,7 @@
 
 #include "base/checked.hpp"
 #include "base/error.hpp"
+#include "pipeline/tiles.hpp"
 
 namespace phiquant::pipeline {
 namespace {
@@ -29,6 +30,22 @@ std::uint64_t byte_count(const codecs::Codec& codec, std::uint64_t rows, std::ui
     const auto bytes = blocks ? try_multiply(*blocks, codec.block_bytes) : std::nullopt;
     if (!bytes) broken(tensor, "its size overflows");
     return *bytes;
+}
+
+void check_importance(const Plan& plan, const PlannedTensor& tensor,
+                      const PlannedOutput& output) {
+    if (output.importance < 0) return;
+    const auto index = static_cast<std::uint64_t>(output.importance);
+    if (index >= plan.importances.size()) broken(tensor.name, "there is no such importance");
+    if (plan.importances[index].size() != tensor.columns) {
+        broken(tensor.name, "its importance has another number of columns");
+    }
+    // With importance some codecs look at whole rows, and only shorter ones stay in one tile.
+    if (tensor.columns > k_tile_values) {
+        throw Error(ErrorKind::unsupported, {}, tensor.name,
+                    "rows of more than " + std::to_string(k_tile_values) +
+                        " columns are not quantized with importance");
+    }
 }
 
 }  // namespace
@@ -56,6 +73,7 @@ void check(const Plan& plan) {
         }
         if (rows == 0) broken(tensor.name, "it has no rows");
         for (const PlannedOutput& output : tensor.outputs) {
+            check_importance(plan, tensor, output);
             write(output.file, output.offset,
                   byte_count(*output.codec, rows, tensor.columns, tensor.name), tensor.name);
         }

@@ -31,6 +31,7 @@ struct PlannedOutput {
     const codecs::Codec* codec;
     std::uint32_t file;     ///< index into Plan::files
     std::uint64_t offset;   ///< of the first row's first byte
+    std::int64_t importance = -1;  ///< index into Plan::importances, or none
 };
 
 /// A matrix (a vector is one row): the parts' rows, one after the other, for all its outputs.
@@ -57,6 +58,14 @@ struct Plan {
     std::vector<PlannedSource> sources;
     std::vector<PlannedTensor> tensors;
     std::vector<PlannedFile> files;
+    /// Weights of columns: what an importance matrix holds for one tensor.
+    std::vector<std::vector<float>> importances;
+
+    /// One weight a column for an output, or null.
+    [[nodiscard]] const float* importance(const PlannedOutput& output) const noexcept {
+        return output.importance < 0 ? nullptr
+                                     : importances[static_cast<std::size_t>(output.importance)].data();
+    }
 };
 
 /// Throws Error(internal) unless every index is valid, every read lies inside its source, every

@@ -85,33 +85,10 @@ void encode(const kernels::Table& table, const codecs::Codec& codec, const float
                 "Choose a codec with a larger range for this tensor: bf16 or f32.");
 }
 
-ErrorSums error_sums(const float* values, const float* decoded, std::uint64_t count) noexcept {
-    // Sixteen independent float sums a short run, then doubles: wide enough for the compiler to
-    // vectorize, short enough to lose nothing that a report shows.
-    constexpr std::uint64_t k_lanes = 16, k_run = 1024;
+ErrorSums error_sums(const kernels::Table& table, const float* values, const float* decoded,
+                     std::uint64_t count) noexcept {
     ErrorSums sums;
-    for (std::uint64_t begin = 0; begin < count; begin += k_run) {
-        const std::uint64_t end = begin + k_run < count ? begin + k_run : count;
-        float error[k_lanes] = {}, signal[k_lanes] = {};
-        std::uint64_t i = begin;
-        for (; i + k_lanes <= end; i += k_lanes) {
-            for (std::uint64_t lane = 0; lane < k_lanes; ++lane) {
-                const float value = values[i + lane];
-                const float difference = value - decoded[i + lane];
-                error[lane] += difference * difference;
-                signal[lane] += value * value;
-            }
-        }
-        for (; i < end; ++i) {
-            const float difference = values[i] - decoded[i];
-            error[0] += difference * difference;
-            signal[0] += values[i] * values[i];
-        }
-        for (std::uint64_t lane = 0; lane < k_lanes; ++lane) {
-            sums.error += static_cast<double>(error[lane]);
-            sums.signal += static_cast<double>(signal[lane]);
-        }
-    }
+    table.squared_sums(values, decoded, count, &sums.error, &sums.signal);
     return sums;
 }
 

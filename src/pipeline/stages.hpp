@@ -52,7 +52,7 @@ void encode(const kernels::Table& table, const codecs::Codec& codec, const float
 void check_finite(const kernels::Table& table, const float* values, const Tile& at);
 
 /// Sums for the report, always in the same order.
-[[nodiscard]] ErrorSums error_sums(const float* values, const float* decoded,
-                                   std::uint64_t count) noexcept;
+[[nodiscard]] ErrorSums error_sums(const kernels::Table& table, const float* values,
+                                   const float* decoded, std::uint64_t count) noexcept;
 
 }  // namespace phiquant::pipeline
