@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +11,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from refusal import Refusal
 
 import phiquant as pq
-from tiny_model import FIXTURE, INDEX, config_of, safetensors_bytes, weights_of, write_model
+from tiny_model import INDEX, config_of, safetensors_bytes, weights_of, write_model
 
-QUANTIZED = ("q8_0", "q4_0", "q5_0", "q5_1", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k")
-UP = "model.layers.0.mlp.gate_up_proj.weight"
 DOWN = "model.layers.0.mlp.down_proj.weight"
 NORM = "model.norm.weight"
 
@@ -32,41 +28,9 @@ def out(tmp_path: Path) -> Iterator[Path]:
     yield folder
 
 
-class Refusal:
-    """refused(source, class, *words) converts, and checks the refusal."""
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-
-    def __call__(
-        self, source: Path | str, kind: type[pq.PhiquantError], *words: str, to: str = "q4_k_m"
-    ) -> pq.PhiquantError:
-        start = time.process_time()
-        with pytest.raises(pq.PhiquantError) as caught:
-            pq.convert(source, to, self.out)
-        # Work, not waiting: a second at most, generously doubled for slow machines.
-        assert time.process_time() - start < 2
-        error = caught.value
-        assert type(error) is kind, error
-        assert error.exit_code in (3, 4), error
-        for word in words:
-            assert word in str(error), error
-        assert str(error).isprintable(), error
-        assert list(self.out.iterdir()) == []
-        return error
-
-
 @pytest.fixture
 def refused(out: Path) -> Refusal:
     return Refusal(out)
-
-
-def changed(name: str, index: tuple[int, ...] | int, value: float, **how: Any) -> dict[str, Any]:
-    """Sound weights but for one value."""
-    config = {key: how.pop(key) for key in list(how) if key != "dtype"}
-    weights = weights_of(config_of(**config), **how)
-    weights[name][index] = value
-    return weights
 
 
 def test_the_model_that_the_cases_damage_is_sound(tmp_path: Path, out: Path) -> None:
@@ -346,72 +310,6 @@ def test_row_32_rows_that_fit_no_block_at_all(tmp_path: Path, out: Path) -> None
     assert pq.open(report.path)["blk.0.ffn_down.weight"].dtype == np.float16
 
 
-# Rows 33 to 35: values.
-@pytest.mark.parametrize("to", ["f32", "f16", "bf16", *QUANTIZED])
-@pytest.mark.parametrize(
-    ("value", "word"), [(np.nan, "NaN"), (np.inf, "infinity"), (-np.inf, "-infinity")]
-)
-def test_row_33_a_value_that_is_not_finite_is_named_by_tensor_and_index(
-    value: float, word: str, to: str, tmp_path: Path, refused: Refusal
-) -> None:
-    model = write_model(tmp_path / "model", changed(UP, (300, 77), value))
-    error = refused(model, pq.ValueRangeError, f"holds {word} at [300, 77]", to=to)
-    assert error.tensor == UP
-    assert Path(error.file).name == "model.safetensors"
-
-
-@pytest.mark.parametrize("name", [NORM, "model.embed_tokens.weight"])
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
-def test_row_33_a_value_that_is_not_finite_in_any_dtype(
-    name: str, dtype: Any, tmp_path: Path, refused: Refusal
-) -> None:
-    model = write_model(tmp_path / "model", changed(name, -1, np.nan, dtype=dtype))
-    error = refused(model, pq.ValueRangeError, "holds NaN at [")
-    assert error.tensor == name
-
-
-@pytest.mark.parametrize("to", ["f32", "f16", "bf16", *QUANTIZED])
-@pytest.mark.parametrize("fill", [0.0, -0.0, 1e-40, -1e-45])
-def test_rows_34_and_35_zeros_and_subnormals_convert(
-    fill: float, to: str, tmp_path: Path, out: Path
-) -> None:
-    weights = weights_of(config_of(), np.float32)
-    for array in weights.values():
-        array[:] = fill
-    model = write_model(tmp_path / "model", weights)
-    done = pq.open(pq.convert(model, to, out).path)
-    for name in done:
-        values = done[name]
-        if isinstance(values, pq.QuantizedTensor):
-            values = values.dequantize()
-        # Rounding to a grid of scales that underflow gives zero, never a NaN.
-        assert np.all(np.abs(values.astype(np.float32)) <= abs(fill) * 1.01), name
-
-
-@pytest.mark.parametrize("to", ["f16", *QUANTIZED])
-def test_row_35_a_value_past_the_codec_s_range_is_refused(
-    to: str, tmp_path: Path, refused: Refusal
-) -> None:
-    model = write_model(tmp_path / "model", changed(UP, (5, 9), 1e38))
-    error = refused(model, pq.ValueRangeError, "e+", "[5, 9]", "bf16", to=to)
-    assert error.tensor == UP
-
-
-@pytest.mark.parametrize("to", ["f32", "bf16"])
-def test_row_35_a_value_in_the_codec_s_range_converts(to: str, tmp_path: Path, out: Path) -> None:
-    model = write_model(tmp_path / "model", changed(UP, (5, 9), 1e38))
-    done = pq.open(pq.convert(model, to, out).path)
-    assert done["blk.0.ffn_up.weight"][5, 9] == ml_dtypes.bfloat16(1e38)
-
-
-def test_row_35_a_float32_that_bf16_rounds_to_infinity_is_refused(
-    tmp_path: Path, refused: Refusal
-) -> None:
-    largest = np.finfo(np.float32).max
-    model = write_model(tmp_path / "model", changed(UP, (0, 0), largest, dtype=np.float32))
-    refused(model, pq.ValueRangeError, "[0, 0]", "f32", to="bf16")
-
-
 # Rows 36 and 37: quantized sources, and heads.
 @pytest.mark.parametrize("method", ["awq", "gptq", "fp8", "bitsandbytes", "compressed-tensors"])
 def test_row_36_a_config_of_a_quantized_model(
@@ -545,161 +443,3 @@ def test_row_39_a_template_with_code_is_copied_and_never_run(tmp_path: Path, out
     report = pq.convert(model, "q4_k_m", out, companions=True)
     assert pq.open(report.path).metadata["tokenizer.chat_template"] == code
     assert not mark.exists()
-
-
-# Rows 45 to 47: the output's name.
-@pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> pq.Plan:
-    return pq.plan(write_model(tmp_path_factory.mktemp("sound") / "model"), "q8_0")
-
-
-def test_row_45_a_target_that_exists_stays_as_it_is(plan: pq.Plan, out: Path) -> None:
-    path = out / "x.gguf"
-    path.write_text("mine")
-    with pytest.raises(pq.UsageError, match="exists already") as caught:
-        plan.run(path)
-    assert caught.value.exit_code == 2
-    assert "overwrite" in str(caught.value)
-    assert path.read_text() == "mine"
-    plan.run(path, overwrite=True)
-    assert path.read_bytes()[:4] == b"GGUF"
-    assert [p.name for p in out.iterdir()] == ["x.gguf"]
-
-
-def test_row_45_a_target_that_is_a_link_to_nowhere_exists(plan: pq.Plan, out: Path) -> None:
-    (out / "x.gguf").symlink_to(out / "elsewhere")
-    with pytest.raises(pq.UsageError, match="exists already"):
-        plan.run(out / "x.gguf")
-    assert not (out / "elsewhere").exists()
-
-
-def test_row_45_an_overwritten_link_is_replaced_and_its_file_stays(
-    plan: pq.Plan, out: Path
-) -> None:
-    (out / "file").write_text("mine")
-    (out / "x.gguf").symlink_to("file")
-    plan.run(out / "x.gguf", overwrite=True)
-    assert (out / "file").read_text() == "mine"
-    assert not (out / "x.gguf").is_symlink()
-    assert sorted(p.name for p in out.iterdir()) == ["file", "x.gguf"]
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_row_45_a_target_that_is_a_folder(overwrite: bool, plan: pq.Plan, out: Path) -> None:
-    place = out / plan.targets[0].name
-    place.mkdir()
-    with pytest.raises(pq.UsageError, match="folder"):
-        plan.run(out, overwrite=overwrite)
-    assert list(place.iterdir()) == []
-
-
-def test_row_46_the_source_as_the_target(tmp_path: Path) -> None:
-    model = write_model(tmp_path / "model")
-    shard = model / "model.safetensors"
-    data = shard.read_bytes()
-    (tmp_path / "link").symlink_to(shard)
-    os.link(shard, tmp_path / "hard")
-    for name in (shard, tmp_path / "link", model / ".." / "model" / "model.safetensors"):
-        with pytest.raises(pq.UsageError, match="source itself"):
-            pq.convert(model, "q8_0", name, overwrite=True)
-    assert shard.read_bytes() == data
-    # A second name of the source is replaced as a name: the source stays.
-    pq.convert(model, "q8_0", tmp_path / "hard", overwrite=True)
-    assert shard.read_bytes() == data
-
-
-def test_row_46_a_gguf_onto_itself(plan: pq.Plan, out: Path) -> None:
-    path = Path(plan.run(out).path)
-    data = path.read_bytes()
-    with pytest.raises(pq.UsageError, match="source itself"):
-        pq.convert(path, "q4_k_m", path, requantize=True, overwrite=True)
-    assert path.read_bytes() == data
-
-
-def test_row_47_a_folder_that_is_missing(plan: pq.Plan, out: Path) -> None:
-    with pytest.raises(pq.IoError, match="mkdir -p") as caught:
-        plan.run(out / "absent" / "x.gguf")
-    assert caught.value.exit_code == 4
-    assert list(out.iterdir()) == []
-
-
-def test_row_47_a_folder_that_is_read_only(plan: pq.Plan, out: Path) -> None:
-    if os.geteuid() == 0:
-        # Root may write everywhere but where nobody may.
-        with pytest.raises(pq.IoError) as caught:
-            plan.run("/proc/x.gguf")
-        assert caught.value.exit_code == 4
-        return
-    out.chmod(0o500)
-    with pytest.raises(pq.IoError, match="permissions") as caught:
-        plan.run(out / "x.gguf")
-    out.chmod(0o700)
-    assert list(out.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["a" * 255, "b" * 250 + ".gguf", "\U0001f680 ünï.gguf", "é" * 127, b"\xff\xfe.gguf", "-x.gguf"],
-    ids=ascii,
-)
-def test_row_47_names_that_the_file_system_takes(
-    name: str | bytes, plan: pq.Plan, out: Path
-) -> None:
-    report = plan.run(out / os.fsdecode(name))
-    assert Path(report.path).name == os.fsdecode(name)
-    assert [path.name for path in out.iterdir()] == [os.fsdecode(name)]
-    plan.run(out / os.fsdecode(name), overwrite=True)
-    assert [path.name for path in out.iterdir()] == [os.fsdecode(name)]
-
-
-@pytest.mark.parametrize("name", ["a" * 256, "é" * 128, "x" * 5000], ids=len)
-def test_row_47_names_that_are_too_long(name: str, plan: pq.Plan, out: Path) -> None:
-    with pytest.raises(pq.IoError, match="shorter") as caught:
-        plan.run(out / name)
-    assert caught.value.exit_code == 4
-    assert list(out.iterdir()) == []
-
-
-@pytest.mark.parametrize("name", ["a\0b", "\ud800"], ids=ascii)
-def test_row_47_names_that_are_no_names(name: str, plan: pq.Plan, out: Path) -> None:
-    with pytest.raises(pq.UsageError) as caught:
-        plan.run(out / name)
-    assert caught.value.exit_code == 2
-    assert list(out.iterdir()) == []
-
-
-def test_a_checkpoint_in_a_folder_whose_name_is_not_utf_8(tmp_path: Path, out: Path) -> None:
-    model = write_model(tmp_path / os.fsdecode(b"mod\xffel"))
-    pq.convert(model, "q8_0", out / "x.gguf")
-    (model / "model.safetensors").write_bytes(safetensors_bytes(changed(UP, (0, 0), np.nan)))
-    with pytest.raises(pq.ValueRangeError, match="NaN"):
-        pq.convert(model, "q8_0", out / "y.gguf")
-
-
-# Row 54: an instruction set that is not there.
-@pytest.mark.parametrize("arch", ["neon64", "avx512bw", "nonsense", "AVX2 "])
-def test_row_54_an_instruction_set_that_is_not_there_is_an_error(
-    arch: str, tmp_path: Path, out: Path
-) -> None:
-    from phiquant import _core
-
-    if arch in _core.available_archs():
-        pytest.skip(f"{arch} is there")
-    script = """
-import sys, phiquant as pq
-try:
-    pq.convert(sys.argv[1], "q8_0", sys.argv[2])
-except pq.UsageError as error:
-    print(error)
-    sys.exit(error.exit_code)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(FIXTURE), str(out)],
-        env={**os.environ, "PHIQUANT_ARCH": arch},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2, done
-    assert arch.strip() in done.stdout
-    assert "PHIQUANT_ARCH" in done.stdout
-    assert list(out.iterdir()) == []
