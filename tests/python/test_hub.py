@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -350,12 +351,16 @@ def test_blobs_that_repositories_share_are_the_checkpoint_s_own(
     # huggingface_hub 2 keeps Xet files once a cache, at HUB/blobs/2 DIGITS/HASH, and a repository's
     # blob is a link to that.
     loopback.add(ID, phi3win)
-    blob = (hub.fetch(ID) / "model.safetensors").resolve()
-    store = tmp_path / "hf" / "hub" / "blobs" / blob.name[:2]
-    store.mkdir(parents=True)
-    blob.rename(store / blob.name)
-    blob.symlink_to(os.path.relpath(store / blob.name, blob.parent))
+    folder = hub.fetch(ID)
+    for name in ("model.safetensors", "tokenizer.model", "tokenizer.json"):
+        blob = (folder / name).resolve()
+        digest = hashlib.sha256(phi3win[name]).hexdigest()
+        shared = tmp_path / "hf" / "hub" / "blobs" / digest[:2] / digest
+        shared.parent.mkdir(parents=True)
+        blob.rename(shared)
+        blob.symlink_to(os.path.relpath(shared, blob.parent))
     assert len(pq.open(ID)) > 0
+    pq.plan(ID, to="gguf:q8_0")  # which reads the tokenizer
 
 
 def test_bars_are_shown_only_when_asked(
