@@ -16,6 +16,7 @@ from phiquant.errors import UsageError
 _COMMANDS = {
     "convert": ("convert", "Convert a model."),
     "plan": ("plan", "Tell what a conversion would write, and write nothing."),
+    "calibrate": ("calibrate", "Make an importance matrix from a text."),
     "inspect": ("inspect", "Show metadata and tensors of a model's files."),
     "formats": ("formats", "List targets and codecs."),
     "doctor": ("doctor", "Look at this machine and this installation."),

@@ -1,0 +1,165 @@
+"""``phiquant calibrate``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from phiquant.cli.commands import local
+from phiquant.cli.entry import Interrupted
+from phiquant.cli.options import (
+    SETTINGS,
+    Command,
+    json_option,
+    option,
+    quiet_option,
+    source_argument,
+)
+from phiquant.cli.progress import INTERVAL
+from phiquant.cli.terminal import Words, is_terminal, put_json, put_path
+
+_EXAMPLES = """\b
+Examples:
+  phiquant calibrate ./Phi-4-mini-instruct --text notes.txt -o phi4.imatrix.gguf
+  phiquant calibrate model.gguf --tokenizer ./Phi-4-mini-instruct --text notes.txt -o x
+  phiquant calibrate ./Phi-4-mini-instruct --text chats.txt --parse-special --tokens 8192 -o x"""
+
+_TEXT = "What to read"
+_WHERE = "Where to put it"
+_HOW = "How to run"
+
+
+@click.command("calibrate", cls=Command, context_settings=SETTINGS, epilog=_EXAMPLES)
+@source_argument
+@option(
+    "--text",
+    section=_TEXT,
+    metavar="FILE",
+    type=click.Path(),
+    required=True,
+    help="A UTF-8 text, like what the model will read and write.",
+)
+@option(
+    "--context",
+    section=_TEXT,
+    metavar="N",
+    type=click.IntRange(2),
+    default=512,
+    help="Tokens of a window; each window is read by itself. Default: 512.",
+)
+@option(
+    "--tokens",
+    section=_TEXT,
+    metavar="N",
+    type=click.IntRange(2),
+    help="At most so many tokens of the text. Default: all.",
+)
+@option(
+    "--parse-special",
+    section=_TEXT,
+    is_flag=True,
+    help="Take <|end|> and the like in the text for the special tokens.",
+)
+@option(
+    "--tokenizer",
+    section=_TEXT,
+    metavar="FOLDER",
+    type=click.Path(),
+    help="Where tokenizer.json stands. Default: beside the model.",
+)
+@option(
+    "-o",
+    "--output",
+    "out",
+    section=_WHERE,
+    metavar="FILE",
+    type=click.Path(),
+    required=True,
+    help="File to write, NAME.imatrix.gguf.",
+)
+@option("--overwrite", section=_WHERE, is_flag=True, help="Replace what stands there.")
+@option(
+    "--threads",
+    section=_HOW,
+    metavar="N",
+    type=click.IntRange(1, 1024),
+    help="Workers; one a processor by default.",
+)
+@json_option
+@quiet_option
+def command(
+    source: str,
+    text: str,
+    context: int,
+    tokens: int | None,
+    parse_special: bool,
+    tokenizer: str | None,
+    out: str,
+    overwrite: bool,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Make an importance matrix from a text.
+
+    SRC is a folder of Hugging Face's kind, a GGUF file, or a hub id (owner/name[@revision]). The
+    text goes through the model in float32, one layer after the other. After Ctrl-C the same
+    command goes on with the layer that was interrupted.
+    """
+    from phiquant.checkpoint import open_checkpoint
+    from phiquant.measure import calibrate, resume
+
+    words = Words(quiet)
+    shown = not quiet and is_terminal(sys.stderr)
+    checkpoint = open_checkpoint(local(source), progress=shown)
+    unfinished = resume.place(Path(out))
+    try:
+        result = calibrate(
+            checkpoint,
+            text=text,
+            out=out,
+            context=context,
+            tokens=tokens,
+            parse_special=parse_special,
+            tokenizer=tokenizer,
+            threads=threads,
+            overwrite=overwrite,
+            progress=shown or (False if quiet else _lines(words)),
+        )
+    except KeyboardInterrupt:
+        if unfinished.exists():
+            what = f"finished layers are in {unfinished}, and the same command goes on from there"
+            raise Interrupted(what) from None
+        raise
+    if as_json:
+        put_json(result.to_json())
+        return
+    put_path(result.path)
+    words.say(str(result))
+    place = shlex.quote(str(result.path))
+    words.command(
+        "Use it", f"phiquant convert {shlex.quote(source)} --to q4_k_m --importance {place}"
+    )
+
+
+def _lines(words: Words) -> Callable[[int, int], None]:
+    """A line now and then, for logs."""
+    begin = last = time.monotonic()
+    first: int | None = None
+
+    def report(done: int, total: int) -> None:
+        nonlocal last, first
+        now = time.monotonic()
+        first = done if first is None else first
+        if now - last < INTERVAL or done <= first:
+            return
+        last = now
+        left = (now - begin) * (total - done) / (done - first)
+        words.say(f"phiquant: {done / total:.0%} of all layers, about {left:.0f} s to go")
+
+    return report
