@@ -1,9 +1,7 @@
 # The static library `phiquant_kernels`: one translation unit for each instruction set, chosen
 # among at run time. Needs the interface targets phiquant_flags and phiquant_xsimd.
 
-add_library(phiquant_kernels STATIC
-  ${PROJECT_SOURCE_DIR}/src/kernels/dispatch.cpp
-  ${PROJECT_SOURCE_DIR}/src/codecs/codec.cpp)
+add_library(phiquant_kernels STATIC ${PROJECT_SOURCE_DIR}/src/kernels/dispatch.cpp)
 target_include_directories(phiquant_kernels PUBLIC ${PROJECT_SOURCE_DIR}/src)
 target_link_libraries(phiquant_kernels PUBLIC phiquant_flags PRIVATE phiquant_xsimd)
 set_target_properties(phiquant_kernels PROPERTIES

@@ -10,8 +10,8 @@ if(xsimd_FOUND)
 else()
   # pythran carries xsimd's headers; find_spec, as importing it is slow and not needed.
   execute_process(
-    COMMAND "${Python_EXECUTABLE}" -c
-            "import importlib.util as u, pathlib; print(pathlib.Path(u.find_spec('pythran').origin).parent.as_posix(), end='')"
+    COMMAND "${Python_EXECUTABLE}" -c "import importlib.util as u, pathlib as p
+print(p.Path(u.find_spec('pythran').origin).parent.as_posix(), end='')"
     OUTPUT_VARIABLE _phiquant_xsimd_include
     RESULT_VARIABLE _phiquant_pythran_missing
     ERROR_QUIET)

@@ -18,7 +18,7 @@ enum class Grid : std::uint8_t {
 enum class Rule : std::uint8_t { ggml };  ///< whose fitting and rounding the encoder reproduces
 
 struct Codec {
-    std::string_view name;      ///< as users write it: "q4_k"
+    std::string_view name;  ///< as users write it: "q4_k"
     Grid grid;
     Rule rule;
     std::uint32_t block_values;      ///< values a block; 1 for plain floats

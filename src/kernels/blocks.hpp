@@ -33,10 +33,10 @@ struct BlockQ51 {
 };
 
 struct BlockQ4K {
-    std::uint16_t scale;         // of the sub-blocks' scales
-    std::uint16_t minimum;       // of the sub-blocks' minima
+    std::uint16_t scale;          // of the sub-blocks' scales
+    std::uint16_t minimum;        // of the sub-blocks' minima
     std::uint8_t parameters[12];  // 8 scales and 8 minima of 6 bits
-    std::uint8_t nibbles[128];   // in each 64 values: value i low, value i + 32 high
+    std::uint8_t nibbles[128];    // in each 64 values: value i low, value i + 32 high
 };
 
 struct BlockQ5K {

@@ -39,7 +39,8 @@ struct BlockValues {
     F32<Arch> x[parts];
 
     XSIMD_INLINE explicit BlockValues(const float* values) noexcept {
-        for (std::size_t p = 0; p < parts; ++p) x[p] = F32<Arch>::load_unaligned(values + p * lanes);
+        for (std::size_t p = 0; p < parts; ++p)
+            x[p] = F32<Arch>::load_unaligned(values + p * lanes);
     }
 
     XSIMD_INLINE float largest_magnitude() const noexcept {
@@ -255,8 +256,7 @@ XSIMD_INLINE I32<Arch> unpack_five_bits(const Block& block, std::size_t i) noexc
         1 << 8, 1 << 9, 1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15};
     const Integers here(static_cast<std::int32_t>(bits >> i));
     const auto set = (here & Integers::load_aligned(places)) != Integers(0);
-    return unpack_nibbles<Arch>(block.nibbles, i) |
-           xsimd::select(set, Integers(16), Integers(0));
+    return unpack_nibbles<Arch>(block.nibbles, i) | xsimd::select(set, Integers(16), Integers(0));
 }
 
 template <class Arch>

@@ -50,8 +50,9 @@ const Table& choose() {
     const char* forced = std::getenv("PHIQUANT_ARCH");
     if (forced != nullptr && *forced != '\0') return by_name(forced);
     if (tables().empty()) {
-        throw Error(ErrorKind::unsupported, "this processor lacks every instruction set that "
-                                            "phiquant has kernels for");
+        throw Error(ErrorKind::unsupported,
+                    "this processor lacks every instruction set that "
+                    "phiquant has kernels for");
     }
     return *tables().front();
 }

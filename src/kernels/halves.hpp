@@ -20,8 +20,8 @@ XSIMD_INLINE I32<Arch> halves_of(F32<Arch> value) noexcept {
     const Integers subnormal =
         bits_of<Arch>(float_of_bits<Arch>(magnitude) + F32<Arch>(0.5f)) - Integers(0x3f000000);
     const Integers finite = xsimd::select(magnitude < Integers(0x38800000), subnormal, normal);
-    const Integers special = xsimd::select(magnitude > Integers(0x7f800000), Integers(0x7e00),
-                                           Integers(0x7c00));
+    const Integers special =
+        xsimd::select(magnitude > Integers(0x7f800000), Integers(0x7e00), Integers(0x7c00));
     return sign | xsimd::select(magnitude < Integers(0x477ff000), finite, special);
 }
 
@@ -31,13 +31,13 @@ XSIMD_INLINE F32<Arch> floats_of_halves(I32<Arch> half) noexcept {
     using Integers = I32<Arch>;
     const Integers magnitude = half & Integers(0x7fff);
     const Integers sign = (half & Integers(0x8000)) << 16;
-    const Integers exponent = xsimd::select(magnitude < Integers(0x7c00), Integers(0x38000000),
-                                            Integers(0x70000000));
+    const Integers exponent =
+        xsimd::select(magnitude < Integers(0x7c00), Integers(0x38000000), Integers(0x70000000));
     const Integers normal = (magnitude << 13) + exponent;
     const Integers subnormal =
         bits_of<Arch>(xsimd::batch_cast<float>(magnitude) * F32<Arch>(0x1p-24f));
-    return float_of_bits<Arch>(
-        sign | xsimd::select(magnitude < Integers(0x0400), subnormal, normal));
+    return float_of_bits<Arch>(sign |
+                               xsimd::select(magnitude < Integers(0x0400), subnormal, normal));
 }
 
 /// float32 to bfloat16 (see float_to_bfloat), in the low 16 bits; the high ones are not cleared.

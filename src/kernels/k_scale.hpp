@@ -55,7 +55,8 @@ void round_codes(const float* values, const ScaleParameters& parameters, const S
             const I32<Arch> middle(scale == 0.0f && inverse == 0.0f ? 0 : 32);
             for (std::size_t p = 0; p < 16 / lanes; ++p) {
                 const Batch x = Batch::load_unaligned(values + j * 16 + p * lanes);
-                const Batch steps = scale == 0.0f ? Batch(inverse) * x : quotient<Arch>(x, Batch(scale));
+                const Batch steps =
+                    scale == 0.0f ? Batch(inverse) * x : quotient<Arch>(x, Batch(scale));
                 const Batch biased = nearest_biased<Arch, Range::any>(steps, -32.0f, 31.0f);
                 rounded[half * 16 / lanes + p] =
                     bits_of<Arch>(biased) - (bits_of<Arch>(Batch(k_magic)) - middle);
@@ -90,6 +91,8 @@ void encode_q6_k(const Rows& rows, std::byte* const* planes) noexcept {
     for (std::uint64_t left = rows.rows * rows.columns / k_super_block; left > 0; --left) {
         Scales<16> found;
         ScaleParameters parameters;
+        // The search is long and reads nothing new: have the next values come meanwhile.
+        if (left > 2) prefetch<Arch>(values + 2 * k_super_block, k_super_block);
         for (std::size_t j = 0; j < 16; j += F32<Arch>::size) {
             search.run(values + j * 16, j, found);
         }
@@ -122,8 +125,8 @@ void decode_q6_k(const std::byte* const* planes, std::uint64_t values, float* ou
             for (std::size_t i = j % 2 * 16; i < j % 2 * 16 + 16; i += Batch::size) {
                 const Integers pair = load_widened<Arch>(nibbles + i);
                 const Integers low = quarter < 2 ? pair & Integers(15) : pair >> 4;
-                const Integers high = load_widened<Arch>(high_bits + i) >>
-                                      static_cast<int>(2 * quarter);
+                const Integers high =
+                    load_widened<Arch>(high_bits + i) >> static_cast<int>(2 * quarter);
                 const Integers code = (low | ((high & Integers(3)) << 4)) - Integers(32);
                 (scale * xsimd::batch_cast<float>(code)).store_unaligned(out);
                 out += Batch::size;

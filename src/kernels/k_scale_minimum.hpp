@@ -71,10 +71,9 @@ void round_codes(const float* values, const ScaleMinimumParameters& parameters,
         I32<Arch> rounded[32 / lanes];
         for (std::size_t p = 0; p < 32 / lanes; ++p) {
             const Batch x = Batch::load_unaligned(values + j * 32 + p * lanes);
-            const Batch steps =
-                scale == 0.0f
-                    ? Batch(found.inverse[first + j]) * (x - Batch(found.offset[first + j]))
-                    : quotient<Arch>(x + Batch(minimum), Batch(scale));
+            const Batch steps = scale == 0.0f ? Batch(found.inverse[first + j]) *
+                                                    (x - Batch(found.offset[first + j]))
+                                              : quotient<Arch>(x + Batch(minimum), Batch(scale));
             const Batch biased = nearest_biased<Arch, Range::any>(steps, 0.0f, largest);
             rounded[p] = bits_of<Arch>(biased) - bits_of<Arch>(Batch(k_magic));
         }
@@ -100,7 +99,8 @@ void unpack_parameters(const std::uint8_t* in, ScaleMinimumParameters& parameter
     for (std::size_t j = 0; j < 4; ++j) {
         parameters.scales[j] = in[j] & 63;
         parameters.minima[j] = in[j + 4] & 63;
-        parameters.scales[j + 4] = static_cast<std::uint8_t>((in[j + 8] & 15) | ((in[j] >> 6) << 4));
+        parameters.scales[j + 4] =
+            static_cast<std::uint8_t>((in[j + 8] & 15) | ((in[j] >> 6) << 4));
         parameters.minima[j + 4] =
             static_cast<std::uint8_t>((in[j + 8] >> 4) | ((in[j + 4] >> 6) << 4));
     }
@@ -143,6 +143,8 @@ void encode_scale_minimum(const Rows& rows, std::byte* const* planes) noexcept {
     ScalesAndMinima<Search::sub_blocks> found;
     for (std::uint64_t left = rows.rows * rows.columns / k_super_block; left > 0;) {
         const std::size_t count = left < unit ? static_cast<std::size_t>(left) : unit;
+        // The search is long and reads nothing new: have the next values come meanwhile.
+        if (left >= 2 * unit) prefetch<Arch>(values + unit * k_super_block, unit * k_super_block);
         if (count == unit) {
             search.run(values, found);
         } else {

@@ -44,8 +44,8 @@ XSIMD_INLINE void bytes(const Batch* from, void* to, xsimd::avx2) noexcept {
 template <class Batch>
 XSIMD_INLINE void halves(const Batch* from, void* to, xsimd::avx2) noexcept {
     const __m256i low = _mm256_set1_epi32(0xffff);
-    const __m256i packed = _mm256_packus_epi32(_mm256_and_si256(from[0], low),
-                                               _mm256_and_si256(from[1], low));
+    const __m256i packed =
+        _mm256_packus_epi32(_mm256_and_si256(from[0], low), _mm256_and_si256(from[1], low));
     _mm256_storeu_si256(static_cast<__m256i*>(to), _mm256_permute4x64_epi64(packed, 0xd8));
 }
 #endif
@@ -71,8 +71,7 @@ template <class Batch>
 XSIMD_INLINE void bytes(const Batch* from, void* to, xsimd::neon64) noexcept {
     for (std::size_t i = 0; i < 2; ++i) {
         const int16x8_t low = vcombine_s16(vmovn_s32(from[4 * i]), vmovn_s32(from[4 * i + 1]));
-        const int16x8_t high =
-            vcombine_s16(vmovn_s32(from[4 * i + 2]), vmovn_s32(from[4 * i + 3]));
+        const int16x8_t high = vcombine_s16(vmovn_s32(from[4 * i + 2]), vmovn_s32(from[4 * i + 3]));
         vst1q_s8(static_cast<std::int8_t*>(to) + 16 * i,
                  vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
     }
@@ -80,8 +79,7 @@ XSIMD_INLINE void bytes(const Batch* from, void* to, xsimd::neon64) noexcept {
 
 template <class Batch>
 XSIMD_INLINE void halves(const Batch* from, void* to, xsimd::neon64) noexcept {
-    vst1q_s16(static_cast<std::int16_t*>(to),
-              vcombine_s16(vmovn_s32(from[0]), vmovn_s32(from[1])));
+    vst1q_s16(static_cast<std::int16_t*>(to), vcombine_s16(vmovn_s32(from[0]), vmovn_s32(from[1])));
 }
 #endif
 
@@ -112,8 +110,8 @@ struct EightBytes {
 
     /// `bits` bits of each byte, from bit `from` on, moved to bit `to`.
     template <class Arch>
-    static XSIMD_INLINE std::uint64_t field(const std::uint8_t* bytes, unsigned bits,
-                                            unsigned from, unsigned to) noexcept {
+    static XSIMD_INLINE std::uint64_t field(const std::uint8_t* bytes, unsigned bits, unsigned from,
+                                            unsigned to) noexcept {
         const std::uint64_t mask = each * ((1u << bits) - 1u);
         return ((load<Arch>(bytes) >> from) & mask) << to;
     }
@@ -124,8 +122,8 @@ template <class Arch, std::size_t count>
 XSIMD_INLINE void join_nibbles(const std::uint8_t* low, const std::uint8_t* high,
                                std::uint8_t* out) noexcept {
     for (std::size_t i = 0; i < count; i += 8) {
-        const std::uint64_t joined = EightBytes::field<Arch>(low + i, 4, 0, 0) |
-                                     EightBytes::field<Arch>(high + i, 4, 0, 4);
+        const std::uint64_t joined =
+            EightBytes::field<Arch>(low + i, 4, 0, 0) | EightBytes::field<Arch>(high + i, 4, 0, 4);
         std::memcpy(out + i, &joined, sizeof(joined));
     }
 }

@@ -46,10 +46,10 @@ public:
         load(values);
         // |inverse * x| is at most the numerator, as `largest` bounds |x|: up to 31.4 nothing
         // can round past the codes -32 to 31, and up to 32.4 nothing past the lower end.
-        try_inverses<Ends::upper>(0, 1);
-        try_inverses<Ends::none>(1, 5);
-        try_inverses<Ends::upper>(5, 14);
-        try_inverses<Ends::both>(14, 19);
+        try_steps<Ends::upper, 1>(0);
+        try_steps<Ends::none, 4>(1);
+        for (int trial = 5; trial < 14; trial += 3) try_steps<Ends::upper, 3>(trial);
+        try_steps<Ends::both, 5>(14);
         select(found.scale + first, found.inverse + first);
     }
 
@@ -105,18 +105,24 @@ private:
         }
     }
 
-    template <Ends ends>
-    XSIMD_INLINE void try_inverses(int from, int to) noexcept {
-        for (int trial = from; trial < to; ++trial) {
-            const Batch inverse =
-                quotient<Arch>(Batch(k_scale_trials.steps[trial]), largest_);
-            Batch xl(0.0f), l2(0.0f);
-            for (std::size_t i = 0; i < size; ++i) {
-                const Batch code = nearest<ends>(inverse * each_[i].x);
-                xl = xl + each_[i].wx * code;
-                l2 = l2 + (each_[i].w * code) * code;
+    /// Several trials at once, from `first` on: they share the loads, and fill each other's waits.
+    template <Ends ends, int together>
+    XSIMD_INLINE void try_steps(int first) noexcept {
+        Batch inverse[together], xl[together], l2[together];
+        for (int t = 0; t < together; ++t) {
+            inverse[t] = quotient<Arch>(Batch(k_scale_trials.steps[first + t]), largest_);
+            xl[t] = l2[t] = Batch(0.0f);
+        }
+        for (std::size_t i = 0; i < size; ++i) {
+            const Each each = each_[i];
+            for (int t = 0; t < together; ++t) {
+                const Batch code = nearest<ends>(inverse[t] * each.x);
+                xl[t] = xl[t] + each.wx * code;
+                l2[t] = l2[t] + (each.w * code) * code;
             }
-            trials_[trial] = {inverse, xl, l2, quotient<Arch>(xl, l2)};
+        }
+        for (int t = 0; t < together; ++t) {
+            trials_[first + t] = {inverse[t], xl[t], l2[t], quotient<Arch>(xl[t], l2[t])};
         }
     }
 
@@ -127,8 +133,7 @@ private:
         Batch inverse = trials_[0].inverse;
         for (int trial = 1; trial < ScaleTrials::count; ++trial) {
             const Trial& tried = trials_[trial];
-            const auto better =
-                (tried.l2 > zero) & (tried.xl * tried.xl > best * tried.l2);
+            const auto better = (tried.l2 > zero) & (tried.xl * tried.xl > best * tried.l2);
             scale = xsimd::select(better, tried.scale, scale);
             best = xsimd::select(better, tried.scale * tried.xl, best);
             inverse = xsimd::select(better, tried.inverse, inverse);

@@ -47,10 +47,12 @@ public:
 private:
     void load(const float* values) noexcept {
         for (std::size_t g = 0; g < groups; ++g) {
-            transpose_sub_blocks<Arch, size>(values + g * lanes * size, &each_[0].x[g], sizeof(Each) / sizeof(Batch));
+            transpose_sub_blocks<Arch, size>(values + g * lanes * size, &each_[0].x[g],
+                                             sizeof(Each) / sizeof(Batch));
             // Sums live in locals: as members they would be stored and loaded at every step.
             Batch squares = each_[0].x[g] * each_[0].x[g];
-            for (std::size_t i = 1; i < size; ++i) squares = squares + each_[i].x[g] * each_[i].x[g];
+            for (std::size_t i = 1; i < size; ++i)
+                squares = squares + each_[i].x[g] * each_[i].x[g];
             const Batch mean = square_root<Arch>(squares * Batch(1.0f / size));
             Batch low = each_[0].x[g], high = low;
             Batch sum_w = mean + xsimd::abs(low);

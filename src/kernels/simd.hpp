@@ -34,6 +34,12 @@ XSIMD_INLINE I32<Arch> load_widened(const Narrow* from) noexcept {
     return I32<Arch>::load_aligned(wide);
 }
 
+/// Ask for `count` floats to be brought into the cache.
+template <class Arch>
+XSIMD_INLINE void prefetch(const float* from, std::size_t count) noexcept {
+    for (std::size_t i = 0; i < count; i += 16) __builtin_prefetch(from + i);
+}
+
 template <class Arch>
 XSIMD_INLINE I32<Arch> bits_of(F32<Arch> value) noexcept {
     return xsimd::bitwise_cast<std::int32_t>(value);

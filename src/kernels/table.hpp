@@ -10,7 +10,7 @@ namespace phiquant::kernels {
 struct Rows {
     const float* values;
     std::uint64_t rows;
-    std::uint64_t columns;            ///< a multiple of the codec's block size
+    std::uint64_t columns;              ///< a multiple of the codec's block size
     const float* importance = nullptr;  ///< one weight a column, or null: the codec's plain rule
 };
 
