@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -230,7 +229,7 @@ def open_checkpoint(source: str | os.PathLike[str], *, progress: bool = False) -
     if not os.path.exists(path):  # noqa: PTH110
         if isinstance(source, str) and hub.is_hub_id(source):
             folder = hub.fetch(source, progress=progress)
-            return safetensors.open_folder(folder, name=re.sub(r"@.*$", "", source.split("/")[-1]))
+            return safetensors.open_folder(folder, name=source.partition("@")[0].split("/")[1])
         raise IoError(
             "does not exist",
             file=text,

@@ -10,7 +10,7 @@ from typing import Any
 from phiquant import _core
 from phiquant.checkpoint import Checkpoint, SourceFile, TensorEntry, located
 from phiquant.errors import FormatError, PhiquantError, UnsupportedError, UsageError
-from phiquant.files import array_bytes
+from phiquant.files import array_bytes, is_own
 from phiquant.strict_json import read_json
 
 INDEX = "model.safetensors.index.json"
@@ -71,10 +71,7 @@ def _contained(folder: Path, name: str, index: Path) -> Path:
 def _check_containment(folder: Path, path: Path) -> None:
     # Not Path.resolve, which raises for links that go in circles.
     real, home = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
-    if real.parent == home:
-        return
-    # A hub cache keeps snapshots/REVISION/NAME as links into the same repository's blobs.
-    if home.parent.name == "snapshots" and real.parent == home.parent.parent / "blobs":
+    if is_own(real, home):
         return
     raise FormatError(
         "is a link to a file outside the checkpoint",

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from phiquant.errors import FormatError, IoError
+from phiquant.files import is_own
 
 # The largest published tokenizer.json of any model family is near 35 MB, Phi's are under 17 MB.
 # Parsed JSON takes about ten times its file's size, so this is what bounds the process.
@@ -46,10 +47,7 @@ def find(folder: pathlib.Path, name: str) -> pathlib.Path | None:
             raise FormatError(
                 "is a link that leads nowhere", file=path, remedy=FETCH_AGAIN
             ) from None
-        home = folder.resolve()
-        # .../models--NAME/snapshots/REVISION holds links into .../models--NAME/blobs.
-        blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
-        if home not in target.parents and blobs not in target.parents:
+        if not is_own(target, folder.resolve()):
             raise FormatError(
                 f"is a link to {target}, outside the checkpoint's folder",
                 file=path,
