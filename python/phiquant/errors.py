@@ -39,7 +39,8 @@ class PhiquantError(Exception):
         words = ": ".join([*place, self.cause])
         if self.remedy:
             words = words.rstrip(".") + ". " + self.remedy
-        return words
+        # Names and values come from strangers' files: none may steer the terminal.
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
 
     def to_json(self) -> dict[str, str | int | None]:
         """The error as plain data, as ``--json`` prints it."""

@@ -285,6 +285,11 @@ def test_row_30_another_architecture(tmp_path: Path, refused: Refusal) -> None:
     refused(model, pq.UnsupportedError, "LlamaForCausalLM")
 
 
+def test_row_30_a_name_that_would_steer_the_terminal(tmp_path: Path, refused: Refusal) -> None:
+    model = write_model(tmp_path / "model", hidden_act="\x1b[2J\x1b]0;owned\x07")
+    refused(model, pq.UnsupportedError, "hidden_act", "\\x1b[2J")
+
+
 @pytest.mark.parametrize("count", [0, 31, 33])
 def test_row_31_factors_of_the_wrong_length(count: int, tmp_path: Path, refused: Refusal) -> None:
     scaling = {"type": "longrope", "short_factor": [1.0] * 32, "long_factor": [1.0] * count}
