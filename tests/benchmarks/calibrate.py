@@ -5,7 +5,8 @@
 
 MODEL is a folder from make_full_size.py --layers 2. The time of the embedding and of the second layer, whose weights
 nothing has touched yet, is taken; beside it stands the time of the same matrix products alone, which no forward pass
-can go below. Memory is the process's peak.
+can go below. Where other processes share the machine, the processors' seconds, divided by the threads, say what an
+idle one needs. Memory is the process's peak.
 """
 
 import argparse
@@ -22,23 +23,25 @@ from phiquant.measure.windows import read_text, windows
 from phiquant.reference import Decoder, blas
 
 
-def products(decoder: Decoder, tokens: int) -> float:
-    """Seconds of a layer's matrix products by BLAS, on noise."""
+def products(decoder: Decoder, tokens: int) -> tuple[float, float]:
+    """Seconds of a layer's matrix products by BLAS, on noise: on the wall, and of processors."""
     random = np.random.default_rng(0)
-    seconds = 0.0
+    seconds = processors = 0.0
     for tensor in decoder.spec.tensors:
         if tensor.layer != 0 or len(tensor.shape) != 2:
             continue
         weight = random.standard_normal(tensor.shape, dtype=np.float32)
         x = random.standard_normal((1024, tensor.shape[1]), dtype=np.float32)
-        best = float("inf")
+        best = least = float("inf")
         with blas.threads(decoder.threads):
             for _ in range(3):
-                begin = time.perf_counter()
+                begin, busy = time.perf_counter(), time.process_time()
                 x @ weight.T
                 best = min(best, time.perf_counter() - begin)
+                least = min(least, time.process_time() - busy)
         seconds += best * tokens / len(x)
-    return seconds
+        processors += least * tokens / len(x)
+    return seconds, processors
 
 
 def main() -> None:
@@ -68,28 +71,24 @@ def main() -> None:
     embedding = time.perf_counter() - begin
     collect = SquaredSums()
     times = []
-    begin = time.perf_counter()
+    begin, busy = time.perf_counter(), time.process_time()
     for _ in decoder.run(hidden, on_linear_input=collect):
-        times.append(time.perf_counter() - begin)
-        begin = time.perf_counter()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
+        times.append((time.perf_counter() - begin, time.process_time() - busy))
+        begin, busy = time.perf_counter(), time.process_time()
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     floor = products(decoder, ids.size)
-    layer = min(times)
-    whole = embedding + layer * chosen.layers
-    print(
-        f"{chosen.model.name}: {ids.size} tokens in windows of {chosen.context}, {decoder.threads} threads"
-    )
+    layer = tuple(min(column) for column in zip(*times, strict=True))
+    share = 1 / decoder.threads
+    whole = [(embedding + seconds * chosen.layers) / 60 for seconds in (layer[0], layer[1] * share)]
+    print(f"{chosen.model.name}: {ids.size} tokens in windows of {chosen.context}, {decoder.threads} threads")
+    print("                         wall       processors / threads")
     print(f"  embedding          {embedding:8.2f} s")
-    print(f"  a layer            {layer:8.2f} s   (of {', '.join(f'{t:.2f}' for t in times)})")
-    print(f"  its products alone {floor:8.2f} s   {layer / floor:.2f} times that")
-    print(
-        f"  {chosen.layers} layers         {whole:10.1f} s   = {whole / 60:.1f} minutes, from the layer"
-    )
-    print(
-        f"  peak memory        {peak / 1e9:8.2f} GB  (decoder.memory: {decoder.memory(*ids.shape) / 1e9:.2f} GB)"
-    )
+    print(f"  a layer            {layer[0]:8.2f} s   {layer[1] * share:8.2f} s")
+    print(f"  its products alone {floor[0]:8.2f} s   {floor[1] * share:8.2f} s")
+    print(f"  layer / products   {layer[0] / floor[0]:8.2f}     {layer[1] / floor[1]:8.2f}")
+    print(f"  {chosen.layers:3} layers         {whole[0]:8.1f} min {whole[1]:8.1f} min, from the layer")
+    print(f"  peak memory        {peak / 1e9:8.2f} GB; Decoder.memory says {decoder.memory(*ids.shape) / 1e9:.2f} GB")
 
 
 if __name__ == "__main__":

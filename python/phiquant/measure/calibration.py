@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phiquant.checkpoint import Checkpoint, open_checkpoint
-from phiquant.errors import IoError, UsageError, ValueRangeError
+from phiquant.errors import IoError, PhiquantError, UsageError, ValueRangeError
 from phiquant.measure import resume
 from phiquant.measure.bar import Bar
 from phiquant.measure.imatrix import Activations, Importance, write_importance
@@ -195,7 +196,8 @@ def calibrate(
     }
     importance = Importance(activations, (os.fspath(text),), len(ids), context)
     write_importance(out, importance, overwrite=overwrite)
-    unfinished.unlink(missing_ok=True)
+    with suppress(OSError):
+        unfinished.unlink(missing_ok=True)
     return Calibration(
         path=out,
         source=str(checkpoint.path),
@@ -249,7 +251,7 @@ def _keep(unfinished: Path, name: str, state: resume.State) -> None:
     """Save the state; a full disk costs the chance to go on later, and not the run."""
     try:
         resume.save(unfinished, name, state)
-    except OSError as error:
+    except (PhiquantError, OSError) as error:
         _log.warning("the unfinished state could not be kept: %s", error)
 
 

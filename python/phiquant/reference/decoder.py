@@ -138,7 +138,8 @@ class Decoder:
         spare = np.empty_like(hidden)
         tables = rotation(self.spec.rope, hidden.shape[1])
         for index in range(first, self.spec.layers):
-            with blas.threads(self.threads):
+            # Overflow is no warning: it is looked for, and named, where activations leave a layer.
+            with blas.threads(self.threads), np.errstate(over="ignore", invalid="ignore"):
                 layer = self._load(index)
                 self._through(layer, hidden, spare, tables, on_linear_input, progress)
             del layer
@@ -269,13 +270,18 @@ class Decoder:
         """Run ``work(0)`` to ``work(tasks - 1)``, each on one thread: small products of matrices
         are slower on several.
         """
+
+        def quietly(task: int) -> None:
+            with np.errstate(over="ignore", invalid="ignore"):  # of this thread
+                work(task)
+
         with blas.threads(1):
             if self.threads == 1 or tasks == 1:
                 for task in range(tasks):
-                    work(task)
+                    quietly(task)
             else:
                 with ThreadPoolExecutor(min(self.threads, tasks)) as pool:
-                    list(pool.map(work, range(tasks)))
+                    list(pool.map(quietly, range(tasks)))
 
     def _attention(
         self,
@@ -333,8 +339,7 @@ def _gate(both: NDArray[np.float32], out: NDArray[np.float32]) -> None:
     """``out = silu(gate) * up``, of gate and up side by side."""
     gate, up = both[:, : out.shape[1]], both[:, out.shape[1] :]
     np.negative(gate, out=out)
-    with np.errstate(over="ignore"):  # exp(-gate) of a very negative gate: the result is -0
-        np.exp(out, out=out)
+    np.exp(out, out=out)  # infinite for a very negative gate: the result is -0
     out += np.float32(1)
     np.divide(gate, out, out=out)
     out *= up
