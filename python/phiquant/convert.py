@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
-import numpy as np
-
-from phiquant.architectures import ModelSpec, check_tensors, read_config, spec_from_config
-from phiquant.architectures.from_gguf import spec_from_gguf
 from phiquant.checkpoint import Checkpoint, open_checkpoint
-from phiquant.errors import FormatError, UnsupportedError, UsageError
+from phiquant.description import describe_folder, describe_gguf
+from phiquant.errors import UnsupportedError, UsageError
+from phiquant.measure.imatrix import read_importance
 from phiquant.plan import Plan, PlannedTarget
 from phiquant.recipes.mixes import MixName
 from phiquant.report import Report
@@ -32,6 +29,7 @@ def plan(
     output_type: str | None = None,
     embedding_type: str | None = None,
     tensor: str | Iterable[str] = (),
+    importance: str | os.PathLike[str] | None = None,
     requantize: bool = False,
     progress: bool = False,
 ) -> Plan:
@@ -53,6 +51,8 @@ def plan(
         Codecs of the output matrix and of the embedding table.
     tensor : str or iterable of str
         Overrides ``[gguf:]GLOB=CODEC`` on source tensor names; the first match decides.
+    importance : path, optional
+        An importance matrix of llama.cpp (GGUF or ``.dat``), as ``phiquant calibrate`` makes it.
     requantize : bool
         Allow a quantized GGUF as the source, with the loss of a second rounding.
     progress : bool
@@ -83,6 +83,8 @@ def plan(
         embedding_type=None if embedding_type is None else gguf_codec(embedding_type),
         overrides=tuple((override.glob, override.codec) for override in overrides),
         requantize=requantize,
+        importance=None if importance is None else read_importance(importance),
+        importance_file="" if importance is None else os.fspath(importance),
     )
     checkpoint = (
         source if isinstance(source, Checkpoint) else open_checkpoint(source, progress=progress)
@@ -102,6 +104,7 @@ def convert(
     output_type: str | None = None,
     embedding_type: str | None = None,
     tensor: str | Iterable[str] = (),
+    importance: str | os.PathLike[str] | None = None,
     requantize: bool = False,
     progress: bool | Callable[[int, int], None] = False,
     overwrite: bool = False,
@@ -125,6 +128,7 @@ def convert(
         output_type=output_type,
         embedding_type=embedding_type,
         tensor=tensor,
+        importance=importance,
         requantize=requantize,
         progress=bool(progress),
     ).run(
@@ -140,20 +144,7 @@ def convert(
 def _from_model(
     checkpoint: Checkpoint, targets: list[Target], choices: Choices
 ) -> tuple[PlannedTarget, ...]:
-    config_file = checkpoint.folder / "config.json"
-    if not config_file.exists():
-        raise FormatError(
-            "is missing, and without it weights are only numbers",
-            file=config_file,
-            remedy="Give the model's whole folder, as it was published.",
-        )
-    config = read_config(config_file)
-    spec = check_tensors(
-        spec_from_config(config, file=config_file),
-        {entry.name: (entry.type, entry.shape) for entry in checkpoint.entries.values()},
-        file=checkpoint.path,
-        config_file=config_file,
-    )
+    config, spec = describe_folder(checkpoint)
     facts = read_source_facts(checkpoint.folder, config, name=checkpoint.name)
     tokenizer = load_tokenizer(checkpoint.folder, vocab_size=spec.vocabulary)
     return tuple(
@@ -171,20 +162,5 @@ def _from_gguf(
             file=checkpoint.path,
             remedy="Merge them first: llama-gguf-split --merge.",
         )
-    spec = gguf_spec(checkpoint)
+    spec = describe_gguf(checkpoint)
     return tuple(plan_from_gguf(checkpoint, spec, target, choices) for target in targets)
-
-
-def gguf_spec(checkpoint: Checkpoint) -> ModelSpec:
-    """The model of an open GGUF."""
-    factors = {}
-    for kind in ("long", "short"):
-        entry = checkpoint.entries.get(f"rope_factors_{kind}.weight")
-        if entry is None:
-            continue
-        if entry.type != "f32" or len(entry.shape) != 1 or entry.nbytes > 1 << 16:
-            raise FormatError("is no short float32 vector", file=checkpoint.path, tensor=entry.name)
-        values = np.frombuffer(checkpoint.files[0].read(entry.offset, entry.nbytes), np.float32)
-        factors[kind] = tuple(float(value) for value in values)
-    shapes = {entry.name: entry.shape for entry in checkpoint.entries.values()}
-    return spec_from_gguf(checkpoint.metadata, shapes, factors, file=Path(checkpoint.path))

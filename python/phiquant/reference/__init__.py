@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from phiquant.reference.decoder import Decoder, OnLinearInput
-from phiquant.reference.source import describe
+from phiquant.description import describe
 from phiquant.reference.weights import Weights
 
 __all__ = ["Decoder", "OnLinearInput", "Weights", "describe"]

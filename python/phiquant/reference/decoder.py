@@ -14,7 +14,7 @@ from phiquant.checkpoint import Checkpoint
 from phiquant.errors import FormatError, ShapeError, UnsupportedError, ValueRangeError
 from phiquant.reference import blas
 from phiquant.reference.attention import Tables, attend, rotation
-from phiquant.reference.source import describe
+from phiquant.description import describe
 from phiquant.reference.weights import Weights
 from phiquant.tensor import check_threads
 

@@ -9,15 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from phiquant import _core, gguf
 from phiquant.architectures import ModelSpec
 from phiquant.checkpoint import Checkpoint
 from phiquant.codecs import all_codecs, find_codec
-from phiquant.errors import InternalError, UnsupportedError
+from phiquant.errors import FormatError, InternalError, UnsupportedError, UsageError
+from phiquant.measure.imatrix import Importance
 from phiquant.plan import PlannedFile, PlannedTarget, PlannedTensor
-from phiquant.recipes.llama_quantize import Assignment, assign
+from phiquant.recipes.llama_quantize import Assignment, assign, needs_importance
 from phiquant.recipes.mixes import MixName
-from phiquant.targets.gguf_metadata import SourceFacts, file_tensors, head, tail
+from phiquant.targets.gguf_metadata import SourceFacts, file_tensors, head, tail, tensor_name
 from phiquant.targets.modelfile import eos_ids, find_license, modelfile
 from phiquant.targets.names import Target, default_output
 from phiquant.tokenizer import Tokenizer, general_name, gguf_metadata
@@ -35,6 +39,8 @@ class Choices:
     embedding_type: str | None = None
     overrides: tuple[tuple[str, str], ...] = ()
     requantize: bool = False
+    importance: Importance | None = None
+    importance_file: str = ""
 
 
 def plan_from_model(
@@ -131,7 +137,10 @@ def _planned(
         output_type=choices.output_type,
         embedding_type=choices.embedding_type,
         overrides=choices.overrides,
+        importance=choices.importance is not None,
     )
+    weights = _importance_of(spec, assignment, target, choices)
+    pairs = [*pairs, *_importance_keys(choices)]
     rows: list[tuple[str, str | None, str, tuple[int, ...], bytes]] = []
     for item in file_tensors(spec):
         if item.tensor is None:
@@ -150,7 +159,9 @@ def _planned(
         alignment,
     )
     tensors = tuple(
-        PlannedTensor(name, source, codec, shape, offset, _nbytes(codec, shape), literal)
+        PlannedTensor(
+            name, source, codec, shape, offset, _nbytes(codec, shape), literal, weights.get(source)
+        )
         for (name, source, codec, shape, literal), offset in zip(rows, offsets, strict=True)
     )
     name = default_output(source_name, target)
@@ -163,6 +174,54 @@ def _planned(
         companions=companions,
         hint=lambda path: f"llama-cli -m {shlex.quote(str(path))} -p 'Hello'",
     )
+
+
+def _importance_of(
+    spec: ModelSpec, assignment: Assignment, target: Target, choices: Choices
+) -> dict[str | None, NDArray[np.float32]]:
+    """The weights of each matrix's columns, by source name; checked before any work starts."""
+    found: dict[str | None, NDArray[np.float32]] = {}
+    for tensor in spec.tensors:
+        if len(tensor.shape) < 2:
+            continue
+        name, codec = tensor_name(tensor), assignment.codecs[tensor.source]
+        if choices.importance is not None and name in choices.importance:
+            weights = choices.importance[name]
+            if weights.shape != (tensor.shape[-1],):
+                raise FormatError(
+                    f"has importance of the shape {weights.shape} for rows of {tensor.shape[-1]}",
+                    file=choices.importance_file,
+                    tensor=name,
+                    remedy="Take the importance matrix of this very model.",
+                )
+            found[tensor.source] = weights
+        elif needs_importance(tensor, codec, target.preset):
+            raise UsageError(
+                f"{codec} is not to be had without importance",
+                tensor=tensor.source,
+                remedy="Make an importance matrix with `phiquant calibrate` and pass it with "
+                "--importance (importance=).",
+            )
+    return found
+
+
+def _importance_keys(choices: Choices) -> list[tuple[str, str, Any]]:
+    """What llama-quantize writes of an importance matrix, cut to 127 bytes as there."""
+    if choices.importance is None:
+        return []
+
+    def cut(text: str) -> str:
+        return text.encode()[:127].decode("utf-8", "ignore")
+
+    keys: list[tuple[str, str, Any]] = [
+        ("quantize.imatrix.file", "string", cut(choices.importance_file))
+    ]
+    if choices.importance.datasets:
+        keys.append(("quantize.imatrix.dataset", "string", cut(choices.importance.datasets[0])))
+    keys.append(("quantize.imatrix.entries_count", "uint32", len(choices.importance)))
+    if choices.importance.chunks > 0:
+        keys.append(("quantize.imatrix.chunks_count", "uint32", choices.importance.chunks))
+    return keys
 
 
 def _nbytes(codec: str, shape: tuple[int, ...]) -> int:
