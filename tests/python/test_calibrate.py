@@ -350,9 +350,8 @@ def test_the_command_writes_a_file_and_says_where(tmp_path: Path) -> None:
 
 def test_importing_phiquant_loads_neither_the_run_nor_the_tokenizers() -> None:
     code = (
-        "import sys, phiquant; "
-        "print([m for m in sys.modules if m.startswith(('phiquant.reference', 'phiquant.measure', "
-        "'tokenizers'))])"
+        "import sys, phiquant; names = ('phiquant.reference', 'phiquant.measure.calibration', "
+        "'tokenizers'); print([m for m in sys.modules if m.startswith(names)])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from phiquant.reference.decoder import Decoder, OnLinearInput
 from phiquant.description import describe
+from phiquant.reference.decoder import Decoder, OnLinearInput
 from phiquant.reference.weights import Weights
 
 __all__ = ["Decoder", "OnLinearInput", "Weights", "describe"]
