@@ -1,7 +1,9 @@
-# The static library `phiquant_kernels`: one translation unit for each instruction set, chosen
+# The static library `phiquant_kernels`: two translation units for each instruction set, chosen
 # among at run time. Needs the interface targets phiquant_flags and phiquant_xsimd.
 
-add_library(phiquant_kernels STATIC ${PROJECT_SOURCE_DIR}/src/kernels/dispatch.cpp)
+add_library(phiquant_kernels STATIC
+  ${PROJECT_SOURCE_DIR}/src/kernels/dispatch.cpp
+  ${PROJECT_SOURCE_DIR}/src/kernels/iq_grids.cpp)
 target_include_directories(phiquant_kernels PUBLIC ${PROJECT_SOURCE_DIR}/src)
 target_link_libraries(phiquant_kernels PUBLIC phiquant_flags PRIVATE phiquant_xsimd)
 set_target_properties(phiquant_kernels PROPERTIES
@@ -11,7 +13,9 @@ set_target_properties(phiquant_kernels PROPERTIES
 # The kernels' source, compiled once more with the flags in ARGN.
 function(phiquant_add_arch arch)
   set(target phiquant_kernels_${arch})
-  add_library(${target} OBJECT ${PROJECT_SOURCE_DIR}/src/kernels/instantiate.cpp)
+  add_library(${target} OBJECT
+    ${PROJECT_SOURCE_DIR}/src/kernels/instantiate.cpp
+    ${PROJECT_SOURCE_DIR}/src/kernels/instantiate_small.cpp)
   target_compile_definitions(${target} PRIVATE PHIQUANT_KERNEL_ARCH=${arch})
   target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR}/src)
   target_link_libraries(${target} PRIVATE phiquant_flags phiquant_xsimd)

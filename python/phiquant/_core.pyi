@@ -18,6 +18,7 @@ def encode_blocks(
     values: NDArray[np.float32],
     arch: str | None = None,
     out: NDArray[np.uint8] | None = None,
+    importance: NDArray[np.float32] | None = None,
 ) -> NDArray[np.uint8]: ...
 def decode_blocks(
     codec: str,

@@ -19,7 +19,8 @@ class Codec:
     name : str
         As users write it: ``q4_k``.
     grid : str
-        ``float``, ``scale`` (codes times a scale), ``scale and minimum``; empty for types of GGUF
+        ``float``, ``scale`` (codes times a scale), ``scale and minimum``, ``levels`` (codes name
+        uneven levels), ``lattice`` (codes name several values at once); empty for types of GGUF
         that this version holds, but neither encodes nor decodes.
     block_values, sub_block_values : int
         Weights a block, and weights that share a scale.
@@ -27,6 +28,8 @@ class Codec:
     ggml_type : int
         The type's id in GGUF files.
     bits_per_weight : float
+    needs_importance : bool
+        Whether it cannot be encoded without a weight for each column.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Codec:
     block_bytes: int
     ggml_type: int
     bits_per_weight: float
+    needs_importance: bool = False
 
     def bytes_of(self, rows: int, columns: int) -> int:
         """Bytes of ``rows`` rows of ``columns`` weights.

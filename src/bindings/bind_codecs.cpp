@@ -22,6 +22,10 @@ const char* name_of(codecs::Grid grid) {
             return "scale";
         case codecs::Grid::scale_minimum:
             return "scale and minimum";
+        case codecs::Grid::levels:
+            return "levels";
+        case codecs::Grid::lattice:
+            return "lattice";
     }
     return "";
 }
@@ -42,10 +46,13 @@ py::array_t<T> output_array(const py::object& out, std::uint64_t rows, std::uint
     return array;
 }
 
+using Weights = py::array_t<float, py::array::c_style>;
+
 py::array_t<std::uint8_t> encode_blocks(const std::string& name,
                                         const py::array_t<float, py::array::c_style>& values,
                                         const std::optional<std::string>& arch,
-                                        const py::object& out) {
+                                        const py::object& out,
+                                        const std::optional<Weights>& importance) {
     const codecs::Codec& codec = codec_named(name);
     if (values.ndim() != 2 || values.shape(1) % codec.block_values != 0) {
         throw Error(ErrorKind::shape, "expected two axes, the last a multiple of " +
@@ -53,13 +60,20 @@ py::array_t<std::uint8_t> encode_blocks(const std::string& name,
     }
     const auto rows = static_cast<std::uint64_t>(values.shape(0));
     const auto columns = static_cast<std::uint64_t>(values.shape(1));
+    if (importance && (importance->ndim() != 1 || importance->shape(0) != values.shape(1))) {
+        throw Error(ErrorKind::shape, "importance must be one weight for each column");
+    }
+    if (codec.needs_importance && !importance) {
+        throw Error(ErrorKind::usage, name + " cannot be encoded without an importance");
+    }
+    const float* weights = importance ? importance->data() : nullptr;
     auto blocks = output_array<std::uint8_t>(out, rows, pipeline::bytes_of(codec, columns));
     const kernels::Table& table = table_named(arch);
     auto* plane = reinterpret_cast<std::byte*>(blocks.mutable_data());
     const float* data = values.data();
     {
         const py::gil_scoped_release released;
-        (table.*codec.kernel).encode({data, rows, columns, nullptr}, &plane);
+        (table.*codec.kernel).encode({data, rows, columns, weights}, &plane);
     }
     return blocks;
 }
@@ -105,6 +119,7 @@ void bind_codecs(py::module_& module) {
             row["sub_block_values"] = codec.sub_block_values;
             row["block_bytes"] = codec.block_bytes;
             row["ggml_type"] = codec.ggml_type;
+            row["needs_importance"] = codec.needs_importance;
             row["bits_per_weight"] = codec.bits_per_weight();
             rows.append(row);
         }
@@ -119,7 +134,8 @@ void bind_codecs(py::module_& module) {
 
     // One thread, no checks of the values: what tests and benchmarks hold against the peers.
     module.def("encode_blocks", &encode_blocks, py::arg("codec"), py::arg("values").noconvert(),
-               py::arg("arch") = py::none(), py::arg("out") = py::none());
+               py::arg("arch") = py::none(), py::arg("out") = py::none(),
+               py::arg("importance") = py::none());
     module.def("decode_blocks", &decode_blocks, py::arg("codec"), py::arg("blocks").noconvert(),
                py::arg("columns"), py::arg("arch") = py::none(), py::arg("out") = py::none());
 }

@@ -10,14 +10,14 @@ namespace {
 using kernels::Table;
 
 constexpr float k_half_max = 65504.0f;
+constexpr float k_float_max = std::numeric_limits<float>::max();
 
 // `largest`: with one scale a block, the scale is at most the largest value over the largest code.
 // Where a minimum is stored too, it must fit float16 itself. The least-squares fits of q4_k and
 // q5_k can reach past the values' range, but not by the 63 times that their 6-bit parameters give
 // room for: a fit is only taken if its error is below that of the plain grid.
 constexpr std::array k_codecs{
-    Codec{"f32", Grid::floating, Rule::ggml, 1, 1, 4, 0, std::numeric_limits<float>::max(),
-          &Table::f32},
+    Codec{"f32", Grid::floating, Rule::ggml, 1, 1, 4, 0, k_float_max, &Table::f32},
     Codec{"f16", Grid::floating, Rule::ggml, 1, 1, 2, 1, k_half_max, &Table::f16},
     Codec{"bf16", Grid::floating, Rule::ggml, 1, 1, 2, 30, 0x1.fep127f, &Table::bf16},
     Codec{"q8_0", Grid::scale, Rule::ggml, 32, 32, 34, 8, 127 * k_half_max, &Table::q8_0},
@@ -27,6 +27,15 @@ constexpr std::array k_codecs{
     Codec{"q4_k", Grid::scale_minimum, Rule::ggml, 256, 32, 144, 12, k_half_max, &Table::q4_k},
     Codec{"q5_k", Grid::scale_minimum, Rule::ggml, 256, 32, 176, 13, k_half_max, &Table::q5_k},
     Codec{"q6_k", Grid::scale, Rule::ggml, 256, 16, 210, 14, 127 * k_half_max, &Table::q6_k},
+    Codec{"q1_0", Grid::scale, Rule::ggml, 128, 128, 18, 41, k_half_max, &Table::q1_0},
+    Codec{"q2_0", Grid::scale, Rule::ggml, 64, 64, 18, 42, k_half_max, &Table::q2_0},
+    Codec{"tq1_0", Grid::scale, Rule::ggml, 256, 256, 54, 34, k_half_max, &Table::tq1_0},
+    Codec{"tq2_0", Grid::scale, Rule::ggml, 256, 256, 66, 35, k_half_max, &Table::tq2_0},
+    Codec{"mxfp4", Grid::levels, Rule::ggml, 32, 32, 17, 39, 0x1p126f, &Table::mxfp4},
+    // Its scales end at 448: larger values come out as 2688, the format's largest.
+    Codec{"nvfp4", Grid::levels, Rule::ggml, 64, 16, 36, 40, k_float_max, &Table::nvfp4},
+    Codec{"iq4_nl", Grid::levels, Rule::ggml, 32, 32, 18, 20, k_half_max, &Table::iq4_nl},
+    Codec{"iq4_xs", Grid::levels, Rule::ggml, 256, 32, 136, 23, k_half_max, &Table::iq4_xs},
 };
 
 }  // namespace

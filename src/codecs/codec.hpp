@@ -12,7 +12,9 @@ namespace phiquant::codecs {
 enum class Grid : std::uint8_t {
     floating,      ///< no blocks: each value by itself
     scale,         ///< codes times a scale a block
-    scale_minimum  ///< codes times a scale a block, plus a minimum
+    scale_minimum,  ///< codes times a scale a block, plus a minimum
+    levels,         ///< codes name unevenly spaced levels, times a scale a block
+    lattice         ///< codes name points, each the levels of several values, times a scale a block
 };
 
 enum class Rule : std::uint8_t { ggml };  ///< whose fitting and rounding the encoder reproduces
@@ -27,6 +29,7 @@ struct Codec {
     std::uint32_t ggml_type;         ///< the id in GGUF files
     float largest;  ///< |x| up to here can never overflow the codec; beyond, results are checked
     kernels::Kernel kernels::Table::* kernel;
+    bool needs_importance = false;  ///< cannot be encoded without an importance of its columns
 
     [[nodiscard]] constexpr double bits_per_weight() const noexcept {
         return 8.0 * block_bytes / block_values;

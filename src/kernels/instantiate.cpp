@@ -9,6 +9,7 @@
 #include "kernels/k_scale_minimum.hpp"
 #include "kernels/make_table.hpp"
 #include "kernels/measure.hpp"
+#include "kernels/small_kernels.hpp"
 
 namespace phiquant::kernels {
 
@@ -37,6 +38,14 @@ const Table& table<Arch>() noexcept {
         .q4_k = {&encode_scale_minimum<Arch, FormatQ4K>, &decode_scale_minimum<Arch, FormatQ4K>},
         .q5_k = {&encode_scale_minimum<Arch, FormatQ5K>, &decode_scale_minimum<Arch, FormatQ5K>},
         .q6_k = {&encode_q6_k<Arch>, &decode_q6_k<Arch>},
+        .q1_0 = small_kernel<Arch, BlockQ10>,
+        .q2_0 = small_kernel<Arch, BlockQ20>,
+        .tq1_0 = small_kernel<Arch, BlockTQ10>,
+        .tq2_0 = small_kernel<Arch, BlockTQ20>,
+        .mxfp4 = small_kernel<Arch, BlockMXFP4>,
+        .nvfp4 = small_kernel<Arch, BlockNVFP4>,
+        .iq4_nl = small_kernel<Arch, BlockIQ4NL>,
+        .iq4_xs = small_kernel<Arch, BlockIQ4XS>,
     };
     return kernels;
 }

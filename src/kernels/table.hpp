@@ -39,6 +39,9 @@ struct Table {
     Kernel f32, f16, bf16;
     Kernel q8_0, q4_0, q5_0, q5_1;
     Kernel q4_k, q5_k, q6_k;
+    Kernel q1_0, q2_0, tq1_0, tq2_0;
+    Kernel mxfp4, nvfp4;
+    Kernel iq4_nl, iq4_xs;
 };
 
 }  // namespace phiquant::kernels
