@@ -1,4 +1,4 @@
-"""What all tests share: where the data stand, and conversions that several tests look at."""
+"""What all tests share: recorded answers, and conversions that several tests look at."""
 
 from __future__ import annotations
 
@@ -8,14 +8,7 @@ from typing import Any
 
 import pytest
 
-TESTS = Path(__file__).parent
-DATA = TESTS / "data"
-GOLDEN = TESTS / "golden"
-FIXTURES = ("phi35", "phi4mini", "phi3win")
-PRESETS = (
-    "f32", "f16", "bf16", "q8_0", "q4_0", "q5_0", "q5_1", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m",
-    "q6_k",
-)  # fmt: skip
+from places import DATA, GOLDEN
 
 
 @pytest.fixture(scope="session")

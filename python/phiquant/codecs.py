@@ -99,7 +99,7 @@ def codec_of_ggml_type(ggml_type: int) -> Codec | None:
 
 #: Names of all tensor types of GGUF (ggml.h), for listing files that hold others than our codecs.
 GGML_TYPE_NAMES: dict[int, str] = dict(
-    enumerate("f32 f16 q4_0 q4_1 q4_2 q4_3 q5_0 q5_1 q8_0 q8_1".split())
+    enumerate(["f32", "f16", "q4_0", "q4_1", "q4_2", "q4_3", "q5_0", "q5_1", "q8_0", "q8_1"])
 ) | {
     10: "q2_k", 11: "q3_k", 12: "q4_k", 13: "q5_k", 14: "q6_k", 15: "q8_k", 16: "iq2_xxs",
     17: "iq2_xs", 18: "iq3_xxs", 19: "iq1_s", 20: "iq4_nl", 21: "iq3_s", 22: "iq2_s",

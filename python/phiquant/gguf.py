@@ -48,9 +48,7 @@ def open_file(path: Path) -> Checkpoint:
     except PhiquantError as error:
         raise located(error, path) from None
     entries = {
-        name: TensorEntry(
-            name, GGML_TYPE_NAMES[type_id], tuple(reversed(dims)), 0, offset, nbytes
-        )
+        name: TensorEntry(name, GGML_TYPE_NAMES[type_id], tuple(reversed(dims)), 0, offset, nbytes)
         for name, dims, type_id, offset, nbytes in header["tensors"]
     }
     metadata = {key: value for key, _, value in header["metadata"]}

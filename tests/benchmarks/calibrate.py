@@ -81,14 +81,20 @@ def main() -> None:
     layer = tuple(min(column) for column in zip(*times, strict=True))
     share = 1 / decoder.threads
     whole = [(embedding + seconds * chosen.layers) / 60 for seconds in (layer[0], layer[1] * share)]
-    print(f"{chosen.model.name}: {ids.size} tokens in windows of {chosen.context}, {decoder.threads} threads")
+    print(
+        f"{chosen.model.name}: {ids.size} tokens in windows of {chosen.context}, {decoder.threads} threads"
+    )
     print("                         wall       processors / threads")
     print(f"  embedding          {embedding:8.2f} s")
     print(f"  a layer            {layer[0]:8.2f} s   {layer[1] * share:8.2f} s")
     print(f"  its products alone {floor[0]:8.2f} s   {floor[1] * share:8.2f} s")
     print(f"  layer / products   {layer[0] / floor[0]:8.2f}     {layer[1] / floor[1]:8.2f}")
-    print(f"  {chosen.layers:3} layers         {whole[0]:8.1f} min {whole[1]:8.1f} min, from the layer")
-    print(f"  peak memory        {peak / 1e9:8.2f} GB; Decoder.memory says {decoder.memory(*ids.shape) / 1e9:.2f} GB")
+    print(
+        f"  {chosen.layers:3} layers         {whole[0]:8.1f} min {whole[1]:8.1f} min, from the layer"
+    )
+    print(
+        f"  peak memory        {peak / 1e9:8.2f} GB; Decoder.memory says {decoder.memory(*ids.shape) / 1e9:.2f} GB"
+    )
 
 
 if __name__ == "__main__":

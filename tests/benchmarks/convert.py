@@ -75,7 +75,9 @@ def same_tensors(ours: Path, theirs: Path) -> bool:
         other = b.entries[name]
         if (entry.type, entry.shape) != (other.type, other.shape):
             return False
-        if (a._map(0)[entry.offset :][: entry.nbytes] != b._map(0)[other.offset :][: other.nbytes]).any():
+        if (
+            a._map(0)[entry.offset :][: entry.nbytes] != b._map(0)[other.offset :][: other.nbytes]
+        ).any():
             return False
     return True
 
@@ -97,22 +99,38 @@ def main() -> None:
     if not (source / "config.json").exists():
         make = [sys.executable, str(HERE / "make_full_size.py"), str(source)]
         make += ["--tokenizer-from", str(HERE.parent / "data" / "phi35")]
-        subprocess.run(make + (["--layers", str(options.layers)] if options.layers else []), check=True)
+        subprocess.run(
+            make + (["--layers", str(options.layers)] if options.layers else []), check=True
+        )
     shards = sorted(str(path) for path in source.glob("*.safetensors"))
     for shard in shards:  # into the page cache
         with open(shard, "rb", buffering=0) as file:
             while file.read(1 << 24):
                 pass
-    print(f"{platform.platform()}, {os.cpu_count()} cores, {sum(map(os.path.getsize, shards)) / 1e9:.2f} GB source")
-    ours, theirs, middle, copy = (work / name for name in ("ours.gguf", "theirs.gguf", "bf16.gguf", "copy.bin"))
+    print(
+        f"{platform.platform()}, {os.cpu_count()} cores, {sum(map(os.path.getsize, shards)) / 1e9:.2f} GB source"
+    )
+    ours, theirs, middle, copy = (
+        work / name for name in ("ours.gguf", "theirs.gguf", "bf16.gguf", "copy.bin")
+    )
     convert_times: list[float] = []
     if options.converter:
-        command = [options.converter_python, str(options.converter), str(source), "--outtype", "bf16", "--outfile", str(middle)]
+        command = [
+            options.converter_python,
+            str(options.converter),
+            str(source),
+            "--outtype",
+            "bf16",
+            "--outfile",
+            str(middle),
+        ]
         for _ in range(options.runs if options.runs < 3 else 2):
             middle.unlink(missing_ok=True)
             seconds, memory = timed(command)
             convert_times.append(seconds)
-        print(f"convert_hf_to_gguf.py: {statistics.median(convert_times):.1f} s, {memory / 1e6:.0f} MB")
+        print(
+            f"convert_hf_to_gguf.py: {statistics.median(convert_times):.1f} s, {memory / 1e6:.0f} MB"
+        )
     rows = []
     for preset in options.preset or PRESETS:
         size = None
@@ -120,16 +138,38 @@ def main() -> None:
         peak = 0
         for _ in range(options.runs):
             ours.unlink(missing_ok=True)
-            seconds, memory = timed([sys.executable, "-m", "phiquant", "convert", str(source), "--to", preset, "-o", str(ours), "-q"])
+            seconds, memory = timed(
+                [
+                    sys.executable,
+                    "-m",
+                    "phiquant",
+                    "convert",
+                    str(source),
+                    "--to",
+                    preset,
+                    "-o",
+                    str(ours),
+                    "-q",
+                ]
+            )
             times["ours"].append(seconds)
             peak = max(peak, memory)
             size = ours.stat().st_size
             copy.unlink(missing_ok=True)
-            times["copy"].append(timed([sys.executable, "-c", COPY, str(copy), str(size), *shards])[0])
+            times["copy"].append(
+                timed([sys.executable, "-c", COPY, str(copy), str(size), *shards])[0]
+            )
             copy.unlink(missing_ok=True)
             if options.converter and preset != "bf16" and not times["quantize"]:
                 theirs.unlink(missing_ok=True)
-                quantize = [sys.executable, "-c", QUANTIZE, str(middle), str(theirs), str(ftype_number(preset))]
+                quantize = [
+                    sys.executable,
+                    "-c",
+                    QUANTIZE,
+                    str(middle),
+                    str(theirs),
+                    str(ftype_number(preset)),
+                ]
                 times["quantize"].append(timed(quantize)[0])
         row = {"preset": preset, "bytes": size, "seconds": statistics.median(times["ours"]),
                "copy_seconds": statistics.median(times["copy"]), "peak_mb": peak / 1e6}  # fmt: skip
@@ -139,7 +179,15 @@ def main() -> None:
             row["speedup"] = row["peer_seconds"] / row["seconds"]
             row["same_bytes"] = same_tensors(ours, middle if preset == "bf16" else theirs)
         rows.append(row)
-        print(json.dumps({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}), flush=True)
+        print(
+            json.dumps(
+                {
+                    key: round(value, 3) if isinstance(value, float) else value
+                    for key, value in row.items()
+                }
+            ),
+            flush=True,
+        )
     for path in (ours, theirs, middle):
         path.unlink(missing_ok=True)
 

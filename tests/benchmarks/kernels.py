@@ -54,7 +54,9 @@ def best(run: Callable[[], object], runs: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--mib", type=int, default=256, help="float32 MiB a run (memory-bound codecs)")
+    parser.add_argument(
+        "--mib", type=int, default=256, help="float32 MiB a run (memory-bound codecs)"
+    )
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--arch", action="append")
     parser.add_argument("--codec", action="append")
@@ -69,10 +71,15 @@ def main() -> None:
     values.view(np.uint32)[...] &= 0xFFFF0000  # what bf16 checkpoints hold
     copy = np.empty_like(values)
     copy[...] = 0
-    memcpy = best(lambda: ctypes.memmove(copy.ctypes.data, values.ctypes.data, values.nbytes), 3 * options.runs)
+    memcpy = best(
+        lambda: ctypes.memmove(copy.ctypes.data, values.ctypes.data, values.nbytes),
+        3 * options.runs,
+    )
     print(f"{cpu()}, one core, {platform.platform()}")
     print(f"memcpy: {values.nbytes / memcpy / 1e9:.2f} GB/s copied, {options.mib} MiB")
-    print(f"\n{'codec':6} {'arch':9} {'ggml Mw/s':>9} {'ours Mw/s':>9} {'ratio':>6} {'encode/memcpy':>13} {'decode/memcpy':>13}")
+    print(
+        f"\n{'codec':6} {'arch':9} {'ggml Mw/s':>9} {'ours Mw/s':>9} {'ratio':>6} {'encode/memcpy':>13} {'decode/memcpy':>13}"
+    )
     for codec in options.codec or REFERENCE:
         # The search of the K-quants is bound by arithmetic: a sixteenth of the data tells as much.
         part = values[: max(1, rows // 16)] if codec.endswith("_k") else values
@@ -82,16 +89,26 @@ def main() -> None:
         blocks = _core.encode_blocks(codec, part)
         expected = np.zeros_like(blocks)
         runs = options.runs
-        peer_seconds = best(lambda: reference(part.ctypes.data, expected.ctypes.data, part.size), runs)
+        peer_seconds = best(
+            lambda: reference(part.ctypes.data, expected.ctypes.data, part.size), runs
+        )
         out = np.zeros_like(blocks)
         for arch in archs:
             ours = best(lambda: _core.encode_blocks(codec, part, arch, out), runs)
             if not np.array_equal(out, expected):
                 raise SystemExit(f"{codec}, {arch}: the bytes differ from ggml's")
             # The peer once more, so that a machine that got slower meanwhile is seen by both.
-            peer_seconds = min(peer_seconds, best(lambda: reference(part.ctypes.data, expected.ctypes.data, part.size), 1))
+            peer_seconds = min(
+                peer_seconds,
+                best(lambda: reference(part.ctypes.data, expected.ctypes.data, part.size), 1),
+            )
             all_blocks = blocks if part is values else np.tile(blocks, (16, 1))
-            decode = best(lambda: _core.decode_blocks(codec, all_blocks, COLUMNS, arch, copy[: len(all_blocks)]), runs)
+            decode = best(
+                lambda: _core.decode_blocks(
+                    codec, all_blocks, COLUMNS, arch, copy[: len(all_blocks)]
+                ),
+                runs,
+            )
             bandwidth = values.nbytes / memcpy
             print(
                 f"{codec:6} {arch:9} {part.size / peer_seconds / 1e6:9.1f} {part.size / ours / 1e6:9.1f}"

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import DATA, FIXTURES, PRESETS
 
 import phiquant as pq
 from phiquant import _core
+from places import DATA, FIXTURES, PRESETS
 
 
 def digests_of(path: Path) -> list[tuple[str, str, str]]:

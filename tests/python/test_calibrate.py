@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 import phiquant as pq
-from conftest import DATA, FIXTURES, GOLDEN
 from phiquant.measure import SquaredSums, calibrate, read_importance, resume
 from phiquant.measure.windows import read_text, windows
 from phiquant.reference import Decoder
+from places import DATA, FIXTURES, GOLDEN
 
 TEXT = DATA / "eval.txt"
 # Windows and their number in the recorded files; see golden/make_imatrix.py.

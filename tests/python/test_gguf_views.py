@@ -13,7 +13,7 @@ import pytest
 
 import llama_cpp_peer as peer
 import phiquant as pq
-from conftest import DATA, FIXTURES, PRESETS
+from places import DATA, FIXTURES, PRESETS
 
 FLOATS = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
 # ggml's names; it and phiquant run in one process here.

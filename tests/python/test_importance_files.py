@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import phiquant as pq
-from conftest import DATA, FIXTURES, GOLDEN
 from phiquant.measure import Activations, Importance, read_importance, write_importance
+from places import DATA, FIXTURES, GOLDEN
 
 
 def theirs(path: Path) -> dict[str, np.ndarray]:

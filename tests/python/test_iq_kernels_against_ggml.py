@@ -62,7 +62,8 @@ VALUES: dict[str, Callable[[np.random.Generator], Floats]] = FAMILIES | {
         normal(rng) * np.repeat(rng.random((SHAPE[0], SHAPE[1] // 8)) < 0.3, 8, axis=1)
     ).astype(np.float32),
     "about the negligible 1e-8": lambda rng: clipped(
-        normal(rng) * np.repeat(10.0 ** rng.uniform(-10, -6, (SHAPE[0], SHAPE[1] // 16)), 16, axis=1)
+        normal(rng)
+        * np.repeat(10.0 ** rng.uniform(-10, -6, (SHAPE[0], SHAPE[1] // 16)), 16, axis=1)
     ),
 }
 

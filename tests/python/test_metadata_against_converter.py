@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 import phiquant as pq
-from conftest import DATA, FIXTURES, GOLDEN
+from places import DATA, FIXTURES, GOLDEN
 
 CONVERTED: dict[str, Any] = json.loads((GOLDEN / "converter-metadata.json").read_text())["models"]
 GENERAL: dict[str, Any] = json.loads((GOLDEN / "general-metadata.json").read_text())["cases"]

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import phiquant as pq
-from conftest import DATA, FIXTURES
 from phiquant.architectures import ModelSpec
 from phiquant.checkpoint import Checkpoint
 from phiquant.reference import describe
 from phiquant.reference.decoder import Decoder as AnyDecoder
+from places import DATA, FIXTURES
 
 PROMPTS = ("select", "function", "chat", "prose", "eval_short", "eval_edge", "eval_long")
 # The bound, which is for the order of float32 sums; measured: up to 2e-5.

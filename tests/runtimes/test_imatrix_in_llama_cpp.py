@@ -11,10 +11,10 @@ import pytest
 
 import llama_cpp_peer as peer
 import phiquant as pq
-from conftest import DATA, FIXTURES, GOLDEN
 from llama_cpp_peer import llama_cpp
 from phiquant.measure import Importance, calibrate, read_importance
 from phiquant.recipes.llama_quantize import ftype_number
+from places import DATA, FIXTURES, GOLDEN
 
 
 class _Data(ctypes.Structure):

@@ -12,8 +12,8 @@ import pytest
 
 import llama_cpp_peer as peer
 import phiquant as pq
-from conftest import DATA, FIXTURES, PRESETS
 from llama_cpp_peer import llama_cpp
+from places import DATA, FIXTURES, PRESETS
 
 # Sliding windows in tokens. llama.cpp's graph of phi3 ignores the file's window (phi3.cpp sets it to
 # none); the runs get it by forgetting, token by token, and so compare with the model as published.

@@ -10,8 +10,8 @@ import pytest
 
 import llama_cpp_peer as peer
 import phiquant as pq
-from conftest import DATA, FIXTURES, PRESETS
 from phiquant.recipes.llama_quantize import ftype_number
+from places import DATA, FIXTURES, PRESETS
 
 
 def differing(ours: Path, theirs: Path) -> list[str]:

@@ -17,8 +17,8 @@ from phiquant.architectures.spec import (
     Rope,
     TensorRole,
 )
-from phiquant.strict_json import read_json
 from phiquant.errors import FormatError, UnsupportedError
+from phiquant.strict_json import read_json
 
 __all__ = [
     "ARCHITECTURES",

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from phiquant.architectures import ModelSpec, Role
 from phiquant.checkpoint import Checkpoint
+from phiquant.description import describe
 from phiquant.errors import FormatError, ShapeError, UnsupportedError, ValueRangeError
 from phiquant.reference import blas
 from phiquant.reference.attention import Tables, attend, rotation
-from phiquant.description import describe
 from phiquant.reference.weights import Weights
 from phiquant.tensor import check_threads
 

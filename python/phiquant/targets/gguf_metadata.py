@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Final, Union
 
 from phiquant.architectures.spec import ModelSpec, TensorRole
-from phiquant.strict_json import read_json
 from phiquant.errors import PhiquantError, UnsupportedError
 from phiquant.recipes.llama_quantize import ftype_number
+from phiquant.strict_json import read_json
 from phiquant.targets.model_card import Card, read_card
 from phiquant.targets.model_names import NameParts, name_parts, size_label, title
 

@@ -84,9 +84,7 @@ def read(
     if model.get("ignore_merges"):
         special = {token.content for token in extra.values()}
         _check_reachable([text for text in vocabulary if text not in special], pairs, merges_path)
-    joined = [
-        f"{left.replace(' ', _SPACE)} {right.replace(' ', _SPACE)}" for left, right in pairs
-    ]
+    joined = [f"{left.replace(' ', _SPACE)} {right.replace(' ', _SPACE)}" for left, right in pairs]
     return Vocabulary(
         kind="bpe",
         tokens=tokens,
@@ -99,9 +97,7 @@ def read(
     )
 
 
-def _check_reachable(
-    texts: list[str], pairs: list[tuple[str, str]], path: pathlib.Path
-) -> None:
+def _check_reachable(texts: list[str], pairs: list[tuple[str, str]], path: pathlib.Path) -> None:
     """``ignore_merges`` takes a word that is a token as it is. llama.cpp's pre-tokenizers of the Phi
     models merge all the same, which comes to the same where merges lead to every token: so it is in
     vocabularies converted from tiktoken's, which set the flag."""
