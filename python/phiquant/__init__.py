@@ -1,4 +1,4 @@
-"""phiquant: quantize Phi models into the files that run on devices, with the bits of each format's own tool."""
+"""phiquant: Phi models quantized for devices, with the bits of each format's own tool."""
 
 from __future__ import annotations
 

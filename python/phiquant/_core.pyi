@@ -1,4 +1,4 @@
-"""The C++ core. Private: its functions may change with any version; ``phiquant`` has the public ones."""
+"""The C++ core. Private: it may change with any version; ``phiquant`` has the public names."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Checkpoints: any format that phiquant reads, as a mapping from names to tensors, headers first."""
+"""Checkpoints: any format that is read, as a mapping from names to tensors, headers first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The errors that phiquant raises on purpose: each says where, why and what to do, and has an exit code."""
+"""The errors that phiquant raises on purpose: each says where, why and what to do."""
 
 from __future__ import annotations
 

@@ -272,7 +272,7 @@ def _sha256(path: Path) -> str:
 
 
 class _Bar:
-    """A tqdm bar on stderr (or in a notebook), a function, or nothing, as the executor's watcher."""
+    """A tqdm bar (terminal or notebook), a function, or nothing, as the executor's watcher."""
 
     def __init__(self, progress: bool | Callable[[int, int], None], total: int) -> None:
         self._progress = progress

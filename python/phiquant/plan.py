@@ -1,4 +1,4 @@
-"""The plan: every output file, every tensor in it, its codec, its place and its size, before a byte is written."""
+"""The plan: every output file and tensor, codec, place and size, before a byte is written."""
 
 from __future__ import annotations
 

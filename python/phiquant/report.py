@@ -109,7 +109,8 @@ class Report:
                 for codec, members in errors.items()
             ]
             lines.append(
-                f"{file.path}: {bytes_text(file.nbytes)}, {file.bits_per_weight:.2f} bits per weight"
+                f"{file.path}: {bytes_text(file.nbytes)}, "
+                f"{file.bits_per_weight:.2f} bits per weight"
             )
             lines.append(table(("codec", "tensors", "size", "rms error"), rows, "lrrr"))
         lines.append(

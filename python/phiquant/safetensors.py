@@ -1,4 +1,4 @@
-"""Safetensors: the folders that Hugging Face publishes, read strictly; and a writer for anyone's tensors."""
+"""Safetensors: the folders that Hugging Face publishes, read strictly; and a writer."""
 
 from __future__ import annotations
 

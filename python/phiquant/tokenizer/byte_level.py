@@ -98,9 +98,11 @@ def read(
 
 
 def _check_reachable(texts: list[str], pairs: list[tuple[str, str]], path: pathlib.Path) -> None:
-    """``ignore_merges`` takes a word that is a token as it is. llama.cpp's pre-tokenizers of the Phi
-    models merge all the same, which comes to the same where merges lead to every token: so it is in
-    vocabularies converted from tiktoken's, which set the flag."""
+    """Refuse ``ignore_merges``, which takes a word that is a token as it is, where it matters.
+
+    llama.cpp's pre-tokenizers of the Phi models merge all the same, which comes to the same where
+    merges lead to every token: so it is in vocabularies from tiktoken, which set the flag.
+    """
     made = {left + right for left, right in pairs}
     lost = next((text for text in texts if len(text) > 1 and text not in made), None)
     if lost is not None:
