@@ -10,18 +10,19 @@ namespace phiquant {
 
 /// What went wrong, by who can mend it. Each kind is one Python class and one exit code.
 enum class ErrorKind : std::uint8_t {
-    internal,      ///< a broken promise of phiquant's own
-    usage,         ///< arguments that make no sense together
-    format,        ///< a file that is not what it says it is
-    unsupported,   ///< a sound input that phiquant does not handle
-    shape,         ///< a shape that a codec or operation cannot take
-    value,         ///< weights that cannot be quantized: NaN, infinity, overflow
-    io,            ///< the operating system refused a read or a write
-    changed,       ///< a source that changed while it was read
-    cancelled,     ///< the caller asked to stop
+    internal,     ///< a broken promise of phiquant's own
+    usage,        ///< arguments that make no sense together
+    format,       ///< a file that is not what it says it is
+    unsupported,  ///< a sound input that phiquant does not handle
+    shape,        ///< a shape that a codec or operation cannot take
+    value,        ///< weights that cannot be quantized: NaN, infinity, overflow
+    io,           ///< the operating system refused a read or a write
+    changed,      ///< a source that changed while it was read
+    cancelled,    ///< the caller asked to stop
 };
 
-/// An error names where it happened (file, tensor; empty when not known), the cause, and the remedy.
+/// An error names where it happened (file, tensor; empty when not known), the cause, and the
+/// remedy.
 class Error : public std::runtime_error {
 public:
     Error(ErrorKind kind, std::string cause, std::string remedy = {})

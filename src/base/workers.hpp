@@ -40,13 +40,13 @@ public:
 
 /// Shared between a job's workers and whoever watches it.
 struct Progress {
-    std::atomic<std::uint64_t> done{0};      ///< units of the caller's choice
-    std::atomic<bool> stop{false};           ///< workers look at it between tiles
+    std::atomic<std::uint64_t> done{0};  ///< units of the caller's choice
+    std::atomic<bool> stop{false};       ///< workers look at it between tiles
 };
 
 /// Run `work(worker)` on `count` threads and wait. While they run, `watch()` is called on the
-/// calling thread about ten times a second (and once before the end); what it throws stops the workers and is thrown on.
-/// The first error of a worker stops the others and is thrown.
+/// calling thread about ten times a second (and once before the end); what it throws stops the
+/// workers and is thrown on. The first error of a worker stops the others and is thrown.
 inline void run_workers(unsigned count, Progress& progress,
                         const std::function<void(unsigned)>& work,
                         const std::function<void()>& watch) {

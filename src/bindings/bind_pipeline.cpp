@@ -16,7 +16,8 @@ namespace py = pybind11;
 namespace phiquant::bindings {
 namespace {
 
-using SourceRow = std::tuple<std::string, std::uint64_t, std::uint64_t, std::uint64_t, std::int64_t>;
+using SourceRow =
+    std::tuple<std::string, std::uint64_t, std::uint64_t, std::uint64_t, std::int64_t>;
 using PartRow = std::tuple<std::uint32_t, std::string, std::uint64_t, std::uint64_t>;
 using OutputRow = std::tuple<std::string, std::uint32_t, std::uint64_t, std::int64_t>;
 using TensorRow =
@@ -64,8 +65,8 @@ py::dict execute(const std::vector<SourceRow>& sources, std::vector<TensorRow> t
         py::list paths;
         for (const std::string& path : staged) {
             // As os.fsdecode: a file's name need not be UTF-8.
-            PyObject* text = PyUnicode_DecodeFSDefaultAndSize(
-                path.data(), static_cast<Py_ssize_t>(path.size()));
+            PyObject* text =
+                PyUnicode_DecodeFSDefaultAndSize(path.data(), static_cast<Py_ssize_t>(path.size()));
             if (text == nullptr) throw py::error_already_set();
             paths.append(py::reinterpret_steal<py::object>(text));
         }
@@ -144,10 +145,9 @@ void bind_pipeline(py::module_& module) {
         [](const std::string& codec, std::uint64_t rows, std::uint64_t columns) {
             const codecs::Codec& found = codec_named(codec);
             if (columns % found.block_values != 0) {
-                throw Error(ErrorKind::shape, "rows of " + std::to_string(columns) +
-                                                  " columns do not divide into " + codec +
-                                                  " blocks of " +
-                                                  std::to_string(found.block_values));
+                throw Error(ErrorKind::shape,
+                            "rows of " + std::to_string(columns) + " columns do not divide into " +
+                                codec + " blocks of " + std::to_string(found.block_values));
             }
             return checked_multiply(checked_multiply(rows, columns / found.block_values),
                                     found.block_bytes);

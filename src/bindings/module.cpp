@@ -32,18 +32,17 @@ const char* class_of(ErrorKind kind) {
 py::object decoded(const std::string& text) {
     if (text.empty()) return py::none();
     // Names come from files: what is not UTF-8 is shown, not refused.
-    PyObject* object = PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()),
-                                            "backslashreplace");
+    PyObject* object =
+        PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "backslashreplace");
     if (object == nullptr) throw py::error_already_set();
     return py::reinterpret_steal<py::object>(object);
 }
 
 void raise(const Error& error) {
     const py::object type = py::module_::import("phiquant.errors").attr(class_of(error.kind()));
-    const py::object value =
-        type(decoded(error.cause()), py::arg("file") = decoded(error.file()),
-             py::arg("tensor") = decoded(error.tensor()),
-             py::arg("remedy") = decoded(error.remedy()));
+    const py::object value = type(decoded(error.cause()), py::arg("file") = decoded(error.file()),
+                                  py::arg("tensor") = decoded(error.tensor()),
+                                  py::arg("remedy") = decoded(error.remedy()));
     PyErr_SetObject(type.ptr(), value.ptr());
 }
 

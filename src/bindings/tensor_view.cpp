@@ -124,8 +124,8 @@ HeldTensor consume(const py::object& capsule, Managed* managed, const char* used
     return held;
 }
 
-// Producers refuse with classes of their own choice (PyTorch: a tensor that requires gradients, or a
-// sparse one); phiquant's callers get phiquant's.
+// Producers refuse with classes of their own choice (PyTorch: a tensor that requires gradients, or
+// a sparse one); phiquant's callers get phiquant's.
 [[noreturn]] void refuse_export(const py::error_already_set& error) {
     if (!error.matches(PyExc_BufferError) && !error.matches(PyExc_RuntimeError) &&
         !error.matches(PyExc_ValueError)) {
@@ -176,7 +176,8 @@ HeldTensor view_dlpack(const py::object& tensor) {
 }  // namespace
 
 HeldTensor view_tensor(const py::object& tensor) {
-    if (py::isinstance<py::array>(tensor)) return view_array(py::reinterpret_borrow<py::array>(tensor));
+    if (py::isinstance<py::array>(tensor))
+        return view_array(py::reinterpret_borrow<py::array>(tensor));
     if (PyCapsule_CheckExact(tensor.ptr()) != 0 || py::hasattr(tensor, "__dlpack__")) {
         return view_dlpack(tensor);
     }

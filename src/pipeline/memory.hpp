@@ -14,9 +14,9 @@ namespace phiquant::pipeline {
 /// (steps, transposed leading axes, negative strides) along the others.
 struct RowView {
     const std::byte* data;
-    std::vector<std::uint64_t> shape;       ///< leading axes, then columns
-    std::vector<std::int64_t> strides;      ///< bytes; the last one is the item's size
-    const codecs::Codec* codec;             ///< f32, f16 or bf16
+    std::vector<std::uint64_t> shape;   ///< leading axes, then columns
+    std::vector<std::int64_t> strides;  ///< bytes; the last one is the item's size
+    const codecs::Codec* codec;         ///< f32, f16 or bf16
 
     [[nodiscard]] std::uint64_t columns() const noexcept { return shape.back(); }
     [[nodiscard]] std::uint64_t rows() const noexcept;

@@ -32,8 +32,7 @@ std::uint64_t byte_count(const codecs::Codec& codec, std::uint64_t rows, std::ui
     return *bytes;
 }
 
-void check_importance(const Plan& plan, const PlannedTensor& tensor,
-                      const PlannedOutput& output) {
+void check_importance(const Plan& plan, const PlannedTensor& tensor, const PlannedOutput& output) {
     if (output.importance < 0) return;
     const auto index = static_cast<std::uint64_t>(output.importance);
     if (index >= plan.importances.size()) broken(tensor.name, "there is no such importance");

@@ -20,23 +20,23 @@ struct PlannedSource {
 
 /// Rows that stand contiguously in a source, in any codec that phiquant decodes.
 struct SourcePart {
-    std::uint32_t source;   ///< index into Plan::sources
+    std::uint32_t source;  ///< index into Plan::sources
     const codecs::Codec* codec;
-    std::uint64_t offset;   ///< of the first row's first byte
+    std::uint64_t offset;  ///< of the first row's first byte
     std::uint64_t rows;
 };
 
 /// One encoding of a tensor.
 struct PlannedOutput {
     const codecs::Codec* codec;
-    std::uint32_t file;     ///< index into Plan::files
-    std::uint64_t offset;   ///< of the first row's first byte
+    std::uint32_t file;            ///< index into Plan::files
+    std::uint64_t offset;          ///< of the first row's first byte
     std::int64_t importance = -1;  ///< index into Plan::importances, or none
 };
 
 /// A matrix (a vector is one row): the parts' rows, one after the other, for all its outputs.
 struct PlannedTensor {
-    std::string name;       ///< in the source, for messages
+    std::string name;  ///< in the source, for messages
     std::uint64_t columns;
     std::vector<SourcePart> parts;
     std::vector<PlannedOutput> outputs;
@@ -50,7 +50,7 @@ struct PlannedLiteral {
 
 struct PlannedFile {
     std::string path;
-    std::uint64_t size;     ///< bytes that nothing writes are zero
+    std::uint64_t size;  ///< bytes that nothing writes are zero
     std::vector<PlannedLiteral> literals;
 };
 
@@ -63,8 +63,9 @@ struct Plan {
 
     /// One weight a column for an output, or null.
     [[nodiscard]] const float* importance(const PlannedOutput& output) const noexcept {
-        return output.importance < 0 ? nullptr
-                                     : importances[static_cast<std::size_t>(output.importance)].data();
+        return output.importance < 0
+                   ? nullptr
+                   : importances[static_cast<std::size_t>(output.importance)].data();
     }
 };
 

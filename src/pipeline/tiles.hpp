@@ -34,7 +34,10 @@ public:
         const std::uint64_t column = index % pieces_ * k_tile_values;
         const std::uint64_t rows = rows_ - row < tile_rows_ ? rows_ - row : tile_rows_;
         const std::uint64_t rest = columns_ - column;
-        return {row, rows, column, pieces_ == 1 ? columns_ : rest < k_tile_values ? rest : k_tile_values};
+        return {row, rows, column,
+                pieces_ == 1           ? columns_
+                : rest < k_tile_values ? rest
+                                       : k_tile_values};
     }
 
 private:
