@@ -6,7 +6,7 @@
 LLAMA_IMATRIX is the program. The models are F32 GGUFs that phiquant writes, the text is data/eval.txt from its
 beginning. The KV cache is float32 and flash attention is off, so that what separates the results from the reference
 run is the order of float32 sums. phi3win has windows of 32 tokens: llama.cpp's phi3 ignores the sliding window, and
-32 is below it.
+32 is below it. imatrix-phi4mini-default.gguf is from a BF16 GGUF with the program's default options and 8 chunks.
 """
 
 import pathlib
@@ -49,7 +49,17 @@ def record(program: str, fixture: str, folder: pathlib.Path) -> None:
         subprocess.run(command, check=True, cwd=DATA)
 
 
+def record_default(program: str, folder: pathlib.Path) -> None:
+    """Run the program as people do."""
+    model = folder / "phi4mini-bf16.gguf"
+    pq.convert(DATA / "phi4mini", "bf16", model)
+    out = GOLDEN / "imatrix-phi4mini-default.gguf"
+    command = [program, "-m", str(model), "-f", "eval.txt", "--chunks", "8", "-o", str(out)]
+    subprocess.run(command, check=True, cwd=DATA)
+
+
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary:
         for name in sys.argv[2:] or list(CONTEXT):
             record(sys.argv[1], name, pathlib.Path(temporary))
+        record_default(sys.argv[1], pathlib.Path(temporary))

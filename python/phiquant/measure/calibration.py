@@ -22,6 +22,7 @@ from phiquant.measure.imatrix import Activations, Importance, write_importance
 from phiquant.measure.windows import read_text, windows
 from phiquant.reference import Decoder
 from phiquant.targets.gguf_metadata import tensor_name
+from phiquant.texts import bytes_text
 
 _log = logging.getLogger("phiquant")
 
@@ -173,6 +174,7 @@ def calibrate(
         parse_special=parse_special,
         tokenizer=tokenizer,
     )
+    _check_memory(decoder.memory(*ids.shape), ids.size)
     unfinished = resume.place(out)
     name = resume.identity(checkpoint, spec, ids)
     state = resume.load(unfinished, name, spec, (len(ids), context))
@@ -263,6 +265,19 @@ def _finite(sums: NDArray[np.float64], tensor: str, checkpoint: Checkpoint) -> N
             "gets activations whose squares are beyond float32", file=checkpoint.path, tensor=tensor
         )
     return values
+
+
+def _check_memory(needed: int, tokens: int) -> None:
+    try:
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on this platform
+        return
+    if needed > there > 0:
+        raise UsageError(
+            f"{tokens} tokens need {bytes_text(needed)} of memory, and the machine has "
+            f"{bytes_text(there)}",
+            remedy="Read less of the text: --tokens 100000 (tokens=100000).",
+        )
 
 
 def _check_output(out: Path, overwrite: bool, inputs: list[Path]) -> None:

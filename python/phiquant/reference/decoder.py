@@ -136,7 +136,8 @@ class Decoder:
         """
         hidden = np.ascontiguousarray(hidden, np.float32)
         spare = np.empty_like(hidden)
-        tables = rotation(self.spec.rope, hidden.shape[1])
+        with np.errstate(all="ignore"):  # of a hostile file's factors
+            tables = rotation(self.spec.rope, hidden.shape[1])
         for index in range(first, self.spec.layers):
             # Overflow is no warning: it is looked for, and named, where activations leave a layer.
             with blas.threads(self.threads), np.errstate(over="ignore", invalid="ignore"):
