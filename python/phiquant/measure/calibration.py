@@ -70,7 +70,7 @@ class Calibration:
         return asdict(self) | {"path": str(self.path), "tokens": self.tokens}
 
     def __str__(self) -> str:
-        earlier = f" ({self.resumed} layers were done before)" if self.resumed else ""
+        earlier = f" (layers done before: {self.resumed})" if self.resumed else ""
         return (
             f"{self.path}: {self.matrices} matrices from {self.tokens} tokens, "
             f"{self.windows} windows of {self.context}, in {self.seconds:.1f} s{earlier}"
