@@ -14,6 +14,7 @@ from phiquant.recipes.mixes import MixName
 from phiquant.report import Report
 from phiquant.targets.gguf import Choices, plan_from_gguf, plan_from_model
 from phiquant.targets.gguf_metadata import read_source_facts
+from phiquant.targets.gguf_split import parse_size
 from phiquant.targets.names import Target, gguf_codec, parse_override, parse_target
 from phiquant.tensor import check_quality, refuse_importance
 from phiquant.tokenizer import load as load_tokenizer
@@ -31,6 +32,7 @@ def plan(
     tensor: str | Iterable[str] = (),
     importance: str | os.PathLike[str] | None = None,
     requantize: bool = False,
+    split_size: str | None = None,
     progress: bool = False,
 ) -> Plan:
     """Decide what a conversion will read and write. Only headers and small files are read.
@@ -55,6 +57,8 @@ def plan(
         An importance matrix of llama.cpp (GGUF or ``.dat``), as ``phiquant calibrate`` makes it.
     requantize : bool
         Allow a quantized GGUF as the source, with the loss of a second rounding.
+    split_size : str, optional
+        Split GGUFs into files of at most so many bytes of tensors, as ``"4G"`` or ``"500M"``.
     progress : bool
         Show a download's progress.
 
@@ -87,6 +91,7 @@ def plan(
         requantize=requantize,
         importance=None if importance is None else read_importance(importance),
         importance_file="" if importance is None else os.fspath(importance),
+        split_size=None if split_size is None else parse_size(split_size),
     )
     checkpoint = (
         source if isinstance(source, Checkpoint) else open_checkpoint(source, progress=progress)
@@ -108,6 +113,7 @@ def convert(
     tensor: str | Iterable[str] = (),
     importance: str | os.PathLike[str] | None = None,
     requantize: bool = False,
+    split_size: str | None = None,
     progress: bool | Callable[[int, int], None] = False,
     overwrite: bool = False,
     threads: int | None = None,
@@ -132,6 +138,7 @@ def convert(
         tensor=tensor,
         importance=importance,
         requantize=requantize,
+        split_size=split_size,
         progress=bool(progress),
     ).run(
         out,

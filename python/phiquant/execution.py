@@ -114,9 +114,9 @@ def preflight(
 def _paths(plan: Plan, outputs: tuple[Path, ...]) -> list[Path]:
     """Where each planned file will stand."""
     return [
-        path if len(target.files) == 1 else path / file.name
+        place
         for target, path in zip(plan.targets, outputs, strict=True)
-        for file in target.files
+        for place in target.places(path)
     ]
 
 

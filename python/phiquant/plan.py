@@ -73,6 +73,8 @@ class PlannedTarget:
     name : str
         The output's name where the user gives none.
     files : tuple of PlannedFile
+    places : callable
+        Where each file stands, from the output's path.
     notes : tuple of str
         What the user should know, such as codecs that gave way to others.
     check : callable
@@ -86,6 +88,7 @@ class PlannedTarget:
     target: str
     name: str
     files: tuple[PlannedFile, ...]
+    places: Callable[[Path], list[Path]] = field(repr=False)
     notes: tuple[str, ...]
     check: Callable[[Path, PlannedFile], None] = field(repr=False)
     companions: Callable[[Path], dict[str, str]] = field(repr=False)
@@ -157,6 +160,11 @@ class Plan:
         if os.fspath(out).endswith(("/", os.sep)) or len(names) > 1 or is_folder:
             return tuple(path / name for name in names)
         return (path,)
+
+    def paths(self, out: str | os.PathLike[str] | None = None) -> tuple[Path, ...]:
+        """Where every file will stand, for an ``out`` as :meth:`run` takes it."""
+        outputs = zip(self.targets, self.outputs(out), strict=True)
+        return tuple(place for target, path in outputs for place in target.places(path))
 
     def run(
         self,

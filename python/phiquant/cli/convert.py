@@ -74,7 +74,7 @@ def command(
             plan, out, threads=threads, overwrite=overwrite, modelfile=modelfile, as_json=as_json
         )
         return
-    outputs = plan.outputs(out)
+    outputs = plan.paths(out)
     before = {path: _identity(path) for path in outputs}
     try:
         report = plan.run(
@@ -93,8 +93,8 @@ def command(
     if as_json:
         put_json(report.to_json())
         return
-    for path in outputs:
-        put_path(path)
+    for file in report.files:
+        put_path(Path(file.path))
     _sum_up(report, words)
 
 

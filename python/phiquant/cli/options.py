@@ -135,6 +135,12 @@ _PLANNING = [
         help="Take quantized weights as a source, at the loss of a second rounding.",
     ),
     option(
+        "--split-size",
+        section=_WHERE,
+        metavar="SIZE",
+        help="Split a GGUF into files of at most so many bytes of tensors: 4G, 500M.",
+    ),
+    option(
         "-o",
         "--output",
         "out",

@@ -38,6 +38,7 @@ class Wishes(TypedDict):
     pure: bool
     mix: Any
     requantize: bool
+    split_size: str | None
 
 
 def make_plan(source: str, wishes: Wishes, words: Words) -> Plan:
@@ -70,6 +71,7 @@ def make_plan(source: str, wishes: Wishes, words: Words) -> Plan:
         embedding_type=wishes["embedding_type"],
         tensor=wishes["tensor"],
         requantize=wishes["requantize"],
+        split_size=wishes["split_size"],
         progress=not words.quiet and is_terminal(sys.stderr),
     )
 
@@ -94,7 +96,7 @@ def show_plan(
     if not as_json:
         put("\n".join(map(printable, str(plan).split("\n"))))
         put()
-        for path in outputs:
+        for path in plan.paths(out):
             put(printable(f"output: {path}"))
         for folder, size in free.items():
             if size is not None:
@@ -111,7 +113,7 @@ def show_plan(
         put_json(
             plan.to_json()
             | {
-                "outputs": [os.fspath(path) for path in outputs],
+                "outputs": [os.fspath(path) for path in plan.paths(out)],
                 "companions": [os.fspath(path) for path in extras],
                 "threads": workers,
                 "memory": memory,

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +21,14 @@ from phiquant.measure.imatrix import Importance
 from phiquant.plan import PlannedFile, PlannedTarget, PlannedTensor
 from phiquant.recipes.llama_quantize import Assignment, assign, needs_importance
 from phiquant.recipes.mixes import MixName
+from phiquant.targets import gguf_split
 from phiquant.targets.gguf_metadata import SourceFacts, file_tensors, head, tail, tensor_name
 from phiquant.targets.modelfile import eos_ids, find_license, modelfile
 from phiquant.targets.names import Target, default_output
 from phiquant.tokenizer import Tokenizer, general_name, gguf_metadata
+
+#: A tensor of the file: its name, its source, codec and shape, or the bytes made from the config.
+Row = tuple[str, Union[str, None], str, tuple[int, ...], bytes]  # noqa: UP007
 
 _FLOATS = ("f32", "f16", "bf16")
 
@@ -41,6 +45,7 @@ class Choices:
     requantize: bool = False
     importance: Importance | None = None
     importance_file: str = ""
+    split_size: int | None = None
 
 
 def plan_from_model(
@@ -141,7 +146,7 @@ def _planned(
     )
     weights = _importance_of(spec, assignment, target, choices)
     pairs = [*pairs, *_importance_keys(choices)]
-    rows: list[tuple[str, str | None, str, tuple[int, ...], bytes]] = []
+    rows: list[Row] = []
     for item in file_tensors(spec):
         if item.tensor is None:
             literal = struct.pack(f"<{len(item.values)}f", *item.values)
@@ -150,30 +155,64 @@ def _planned(
             codec = assignment.codecs[item.tensor.source]
             rows.append((item.name, item.tensor.source, codec, item.tensor.shape, b""))
     _check_sources(checkpoint, rows, choices.requantize)
+    parts = [range(len(rows))]
+    if choices.split_size is not None:
+        sizes = [-(-_nbytes(row[2], row[3]) // alignment) * alignment for row in rows]
+        parts = gguf_split.partition(sizes, choices.split_size)
+    name = default_output(source_name, target)
+    names = gguf_split.paths(Path(name), len(parts)) if len(parts) > 1 else [Path(name)]
+    files = []
+    for number, part in enumerate(parts):
+        own = list(pairs) if number == 0 else []
+        if len(parts) > 1:
+            own += gguf_split.keys(number, len(parts), len(rows))
+        members = [rows[index] for index in part]
+        files.append(_planned_file(names[number].name, own, members, weights, alignment))
+
+    def places(path: Path) -> list[Path]:
+        return gguf_split.paths(path, len(files)) if len(files) > 1 else [path]
+
+    return PlannedTarget(
+        target=str(target),
+        name=name,
+        files=tuple(files),
+        places=places,
+        notes=_notes(assignment),
+        check=_check,
+        companions=lambda path: companions(places(path)[0]),
+        hint=lambda path: f"llama-cli -m {shlex.quote(str(places(path)[0]))} -p 'Hello'",
+    )
+
+
+def _planned_file(
+    name: str,
+    pairs: list[tuple[str, str, Any]],
+    rows: list[Row],
+    weights: dict[str | None, NDArray[np.float32]],
+    alignment: int,
+) -> PlannedFile:
     header, offsets, size = _core.write_gguf_header(
-        list(pairs),
+        pairs,
         [
-            (name, tuple(reversed(shape)), gguf.ggml_type(codec))
-            for name, _, codec, shape, _ in rows
+            (tensor, tuple(reversed(shape)), gguf.ggml_type(codec))
+            for tensor, _, codec, shape, _ in rows
         ],
         alignment,
     )
     tensors = tuple(
         PlannedTensor(
-            name, source, codec, shape, offset, _nbytes(codec, shape), literal, weights.get(source)
+            tensor,
+            source,
+            codec,
+            shape,
+            offset,
+            _nbytes(codec, shape),
+            literal,
+            weights.get(source),
         )
-        for (name, source, codec, shape, literal), offset in zip(rows, offsets, strict=True)
+        for (tensor, source, codec, shape, literal), offset in zip(rows, offsets, strict=True)
     )
-    name = default_output(source_name, target)
-    return PlannedTarget(
-        target=str(target),
-        name=name,
-        files=(PlannedFile(name, size, header, tensors),),
-        notes=_notes(assignment),
-        check=_check,
-        companions=companions,
-        hint=lambda path: f"llama-cli -m {shlex.quote(str(path))} -p 'Hello'",
-    )
+    return PlannedFile(name, size, header, tensors)
 
 
 def _importance_of(
