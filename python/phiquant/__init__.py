@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from phiquant import gguf, safetensors
 from phiquant._core import version as __version__
 from phiquant.checkpoint import Checkpoint, open_checkpoint
@@ -22,6 +24,9 @@ from phiquant.plan import Plan
 from phiquant.report import Report
 from phiquant.tensor import QuantizedTensor, quantize
 
+if TYPE_CHECKING:
+    from phiquant.measure import calibrate, read_importance
+
 open = open_checkpoint
 
 __all__ = [
@@ -41,10 +46,21 @@ __all__ = [
     "ValueRangeError",
     "__version__",
     "all_codecs",
+    "calibrate",
     "convert",
     "gguf",
     "open",
     "plan",
     "quantize",
+    "read_importance",
     "safetensors",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The forward pass is for few: it is loaded when it is asked for.
+    if name in ("calibrate", "read_importance"):
+        from phiquant import measure
+
+        return getattr(measure, name)
+    raise AttributeError(f"module 'phiquant' has no attribute {name!r}")
