@@ -2,6 +2,9 @@
 #define XSIMD_DEFAULT_ARCH xsimd::unavailable
 
 #include "kernels/fp4.hpp"
+#include "kernels/iq1.hpp"
+#include "kernels/iq23.hpp"
+#include "kernels/iq23_decode.hpp"
 #include "kernels/iq4.hpp"
 #include "kernels/low_bits.hpp"
 #include "kernels/small_kernels.hpp"
@@ -32,5 +35,12 @@ PHIQUANT_INSTANTIATE(BlockMXFP4);
 PHIQUANT_INSTANTIATE(BlockNVFP4);
 PHIQUANT_INSTANTIATE(BlockIQ4NL);
 PHIQUANT_INSTANTIATE(BlockIQ4XS);
+PHIQUANT_INSTANTIATE(BlockIQ2XXS);
+PHIQUANT_INSTANTIATE(BlockIQ2XS);
+PHIQUANT_INSTANTIATE(BlockIQ2S);
+PHIQUANT_INSTANTIATE(BlockIQ3XXS);
+PHIQUANT_INSTANTIATE(BlockIQ3S);
+PHIQUANT_INSTANTIATE(BlockIQ1S);
+PHIQUANT_INSTANTIATE(BlockIQ1M);
 
 }  // namespace phiquant::kernels

@@ -2,6 +2,7 @@
 #include "kernels/iq_grids.hpp"
 
 #include <array>
+#include <cstring>
 #include <span>
 #include <vector>
 
@@ -52,8 +53,10 @@ public:
         for (std::size_t j = 0; j < lattice.points.size(); ++j) {
             places_[point_numbers_[j]] = {packed(j), 0, static_cast<std::uint16_t>(j)};
         }
-        table_ = {places_.data(), places_.data() + places_.size(), candidates_.data(),
-                  indices_.data(), lattice.points.data()};
+        aligned_.resize(candidates_.size() / k_candidates_together);
+        std::memcpy(aligned_.data(), candidates_.data(), candidates_.size() * sizeof(std::uint32_t));
+        table_ = {places_.data(), aligned_.front().words, indices_.data()};
+        candidates_ = {};
     }
 
     const GridTable& table() const noexcept { return table_; }
@@ -131,6 +134,10 @@ private:
     std::vector<std::size_t> point_numbers_;
     std::vector<std::uint16_t> distances_, from_;
     std::vector<std::uint32_t> candidates_;
+    struct alignas(64) Group {
+        std::uint32_t words[k_candidates_together];
+    };
+    std::vector<Group> aligned_;  // for the widest loads
     std::vector<std::uint16_t> indices_;
     GridTable table_{};
 };

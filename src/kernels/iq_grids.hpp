@@ -18,15 +18,13 @@ struct GridPlace {
 
 struct GridTable {
     const GridPlace* places;  ///< by the word's number
-    const GridPlace* places_end;
 
     /// For each word off the grid the points that ggml considers for it, nearest first. Nibble i
     /// belongs to value i: its level, plus its place among the values whose levels share a register
-    /// of 16 (4 values of 3 levels, 2 values of 8). Filled up to multiples of 16 with the last one.
+    /// of 16 (4 values of 3 levels, 2 values of 8). Each word's candidates begin at a
+    /// multiple of 16, and are filled up to one with the last of them; 64-byte aligned.
     const std::uint32_t* candidates;
     const std::uint16_t* indices;  ///< of the candidates
-
-    const std::uint16_t* points;  ///< by index: the levels, 2 or 3 bits each
 };
 
 /// Candidates are stored in groups of this many.
@@ -37,7 +35,7 @@ enum class GridName : std::uint8_t { iq2_xxs, iq2_xs, iq2_s, iq1, iq3_xxs, iq3_s
 /// A lattice; the first call for each makes it (some 20 ms for the largest).
 const GridTable& grid_table(GridName name) noexcept;
 
-/// The points alone, for decoders.
+/// The points alone, by index: the levels of their values, 2 or 3 bits each, the first one lowest.
 const std::uint16_t* grid_points(GridName name) noexcept;
 
 }  // namespace phiquant::kernels

@@ -70,6 +70,11 @@ void check_finite(const kernels::Table& table, const float* values, const Tile& 
 
 void encode(const kernels::Table& table, const codecs::Codec& codec, const float* values,
             const Tile& at, const float* importance, std::byte* blocks, Scratch& scratch) {
+    if (codec.needs_importance && importance == nullptr) {
+        throw Error(ErrorKind::usage,
+                    std::string(codec.name) + " cannot be encoded without an importance",
+                    "Choose another codec, or give it one: a weight for each column.");
+    }
     const std::uint64_t count = at.values();
     // One scan in the usual case: whoever is below the codec's bound is finite, too.
     const std::uint64_t large = table.find_exceeding(values, count, codec.largest);

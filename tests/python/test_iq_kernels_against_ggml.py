@@ -31,13 +31,16 @@ Bytes = npt.NDArray[np.uint8]
 
 ROWS = {row["name"]: row for row in _core.codecs()}
 WITHOUT_IMPORTANCE = ["q1_0", "q2_0", "tq1_0", "tq2_0", "mxfp4", "nvfp4"]
-WITH_IMPORTANCE = ["iq4_nl", "iq4_xs"]
+WITH_IMPORTANCE = [
+    "iq4_nl", "iq4_xs", "iq3_s", "iq3_xxs", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s",
+]  # fmt: skip
 CODECS = WITHOUT_IMPORTANCE + WITH_IMPORTANCE
 
 # Where sums of squares overflow, ggml's searches end in NaNs, some by aborting the process.
 WILD = {
     "squares overflow", "cubes overflow", "about the largest", "range overflows", "every exponent",
     "extremes", "every exponent, positive", "scales very far apart", "past float16's largest",
+    "just below powers of two",
 }  # fmt: skip
 
 

@@ -98,7 +98,9 @@ def test_bfloat16_of_ml_dtypes_is_read_in_place() -> None:
     np.testing.assert_array_equal(pq.quantize(w, "q8_0").data, oracle(w))
 
 
-@pytest.mark.parametrize("codec", [codec.name for codec in pq.all_codecs()])
+@pytest.mark.parametrize(
+    "codec", [codec.name for codec in pq.all_codecs() if not codec.needs_importance]
+)
 def test_bfloat16_gives_what_its_values_give_in_float32(codec: str) -> None:
     w = weights(3, 1024).astype(ml_dtypes.bfloat16)
     expected = pq.quantize(w.astype(np.float32), codec).data
