@@ -13,7 +13,8 @@ constexpr float k_half_max = 65504.0f;
 constexpr float k_float_max = std::numeric_limits<float>::max();
 
 // `largest`: with one scale a block, the scale is at most the largest value over the largest code.
-// Where a minimum is stored too, it must fit float16 itself. The least-squares fits of q4_k and
+// Where a minimum is stored too, it must fit float16 itself. A fit with importance can make either
+// half as large again, hence the halves in q4_0 to q5_1. The least-squares fits of q4_k and
 // q5_k can reach past the values' range, but not by the 63 times that their 6-bit parameters give
 // room for: a fit is only taken if its error is below that of the plain grid.
 constexpr std::array k_codecs{
@@ -21,9 +22,12 @@ constexpr std::array k_codecs{
     Codec{"f16", Grid::floating, Rule::ggml, 1, 1, 2, 1, k_half_max, &Table::f16},
     Codec{"bf16", Grid::floating, Rule::ggml, 1, 1, 2, 30, 0x1.fep127f, &Table::bf16},
     Codec{"q8_0", Grid::scale, Rule::ggml, 32, 32, 34, 8, 127 * k_half_max, &Table::q8_0},
-    Codec{"q4_0", Grid::scale, Rule::ggml, 32, 32, 18, 2, 8 * k_half_max, &Table::q4_0},
-    Codec{"q5_0", Grid::scale, Rule::ggml, 32, 32, 22, 6, 16 * k_half_max, &Table::q5_0},
-    Codec{"q5_1", Grid::scale_minimum, Rule::ggml, 32, 32, 24, 7, k_half_max, &Table::q5_1},
+    Codec{"q4_0", Grid::scale, Rule::ggml, 32, 32, 18, 2, 4 * k_half_max, &Table::q4_0},
+    Codec{"q4_1", Grid::scale_minimum, Rule::ggml, 32, 32, 20, 3, k_half_max / 2, &Table::q4_1},
+    Codec{"q5_0", Grid::scale, Rule::ggml, 32, 32, 22, 6, 8 * k_half_max, &Table::q5_0},
+    Codec{"q5_1", Grid::scale_minimum, Rule::ggml, 32, 32, 24, 7, k_half_max / 2, &Table::q5_1},
+    Codec{"q2_k", Grid::scale_minimum, Rule::ggml, 256, 16, 84, 10, k_half_max, &Table::q2_k},
+    Codec{"q3_k", Grid::scale, Rule::ggml, 256, 16, 110, 11, 4 * k_half_max, &Table::q3_k},
     Codec{"q4_k", Grid::scale_minimum, Rule::ggml, 256, 32, 144, 12, k_half_max, &Table::q4_k},
     Codec{"q5_k", Grid::scale_minimum, Rule::ggml, 256, 32, 176, 13, k_half_max, &Table::q5_k},
     Codec{"q6_k", Grid::scale, Rule::ggml, 256, 16, 210, 14, 127 * k_half_max, &Table::q6_k},

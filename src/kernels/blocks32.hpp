@@ -1,5 +1,5 @@
 // ggml's plain formats: blocks of 32 values with one scale (q8_0, q4_0, q5_0), or with a scale and
-// a minimum (q5_1).
+// a minimum (q4_1, q5_1). Here all of q8_0 and, of the others, what takes no importance.
 #pragma once
 
 #include "base/half.hpp"
@@ -187,10 +187,10 @@ struct StagesSigned {
     }
 };
 
-/// q5_1: codes 0 to 31 span the values.
-template <class Arch>
-struct StagesQ51 {
-    using Block = BlockQ51;
+/// q4_1 and q5_1: codes 0 to `largest` span the values.
+template <class Arch, class BlockType, int largest>
+struct StagesMinimum {
+    using Block = BlockType;
 
     static XSIMD_INLINE void measure(const float* values, std::size_t b, BlockEnds& ends) noexcept {
         measure_range<Arch>(values, ends.low[b], ends.high[b]);
@@ -202,16 +202,16 @@ struct StagesQ51 {
         const auto high = Batch::load_aligned(ends.high + b);
         // Equal ends may still be zeros of two signs, whose difference is not always +0.
         const Batch range = xsimd::select(high == low, Batch(0.0f), high - low);
-        fit_grids<Arch>(quotient<Arch>(range, Batch(31.0f)), low, 0.5f, b, grids);
+        fit_grids<Arch>(quotient<Arch>(range, Batch(largest)), low, 0.5f, b, grids);
         halves_of<Arch>(low).store_aligned(grids.minimum + b);
     }
 
     static XSIMD_INLINE void encode(const float* values, const BlockGrids& grids, std::size_t b,
                                     Block& out) noexcept {
         I32<Arch> codes[k_block / I32<Arch>::size];
-        round_codes<Arch>(values, grids, b, 31, codes);
+        round_codes<Arch>(values, grids, b, largest, codes);
         pack_nibbles<Arch>(codes, out.nibbles);
-        pack_fifth_bits<Arch>(codes, out.fifth_bits);
+        if constexpr (largest == 31) pack_fifth_bits<Arch>(codes, out.fifth_bits);
         out.minimum = static_cast<std::uint16_t>(grids.minimum[b]);
     }
 };
@@ -270,6 +270,13 @@ XSIMD_INLINE F32<Arch> decode_batch(const BlockQ40& block, F32<Arch> scale, F32<
                                     std::size_t i) noexcept {
     const auto code = unpack_nibbles<Arch>(block.nibbles, i) - I32<Arch>(8);
     return xsimd::batch_cast<float>(code) * scale;
+}
+
+template <class Arch>
+XSIMD_INLINE F32<Arch> decode_batch(const BlockQ41& block, F32<Arch> scale, F32<Arch> minimum,
+                                    std::size_t i) noexcept {
+    const auto code = unpack_nibbles<Arch>(block.nibbles, i);
+    return xsimd::batch_cast<float>(code) * scale + minimum;
 }
 
 template <class Arch>

@@ -3,10 +3,11 @@
 // Nothing may fall back to what the compiler's flags happen to allow: every batch names its Arch.
 #define XSIMD_DEFAULT_ARCH xsimd::unavailable
 
-#include "kernels/blocks32.hpp"
+#include "kernels/blocks32_importance.hpp"
 #include "kernels/floats.hpp"
 #include "kernels/k_scale.hpp"
-#include "kernels/k_scale_minimum.hpp"
+#include "kernels/k_scale_3_bits.hpp"
+#include "kernels/k_scale_minimum_encode.hpp"
 #include "kernels/make_table.hpp"
 #include "kernels/measure.hpp"
 #include "kernels/small_kernels.hpp"
@@ -30,11 +31,20 @@ const Table& table<Arch>() noexcept {
         .f16 = {&encode_16_bits<Arch, HalfCodec>, &decode_16_bits<Arch, HalfCodec>},
         .bf16 = {&encode_16_bits<Arch, BfloatCodec>, &decode_16_bits<Arch, BfloatCodec>},
         .q8_0 = {&encode_blocks<Arch, StagesQ80<Arch>>, &decode_blocks<Arch, BlockQ80>},
-        .q4_0 = {&encode_blocks<Arch, StagesSigned<Arch, BlockQ40, 8>>,
+        .q4_0 = {&encode_blocks<Arch, StagesSigned<Arch, BlockQ40, 8>,
+                                WeightedScale<Arch, BlockQ40, 8>>,
                  &decode_blocks<Arch, BlockQ40>},
-        .q5_0 = {&encode_blocks<Arch, StagesSigned<Arch, BlockQ50, 16>>,
+        .q4_1 = {&encode_blocks<Arch, StagesMinimum<Arch, BlockQ41, 15>,
+                                WeightedMinimum<Arch, BlockQ41, 15>>,
+                 &decode_blocks<Arch, BlockQ41>},
+        .q5_0 = {&encode_blocks<Arch, StagesSigned<Arch, BlockQ50, 16>,
+                                WeightedScale<Arch, BlockQ50, 16>>,
                  &decode_blocks<Arch, BlockQ50>},
-        .q5_1 = {&encode_blocks<Arch, StagesQ51<Arch>>, &decode_blocks<Arch, BlockQ51>},
+        .q5_1 = {&encode_blocks<Arch, StagesMinimum<Arch, BlockQ51, 31>,
+                                WeightedMinimum<Arch, BlockQ51, 31>>,
+                 &decode_blocks<Arch, BlockQ51>},
+        .q2_k = {&encode_scale_minimum<Arch, FormatQ2K>, &decode_scale_minimum<Arch, FormatQ2K>},
+        .q3_k = {&encode_q3_k<Arch>, &decode_q3_k<Arch>},
         .q4_k = {&encode_scale_minimum<Arch, FormatQ4K>, &decode_scale_minimum<Arch, FormatQ4K>},
         .q5_k = {&encode_scale_minimum<Arch, FormatQ5K>, &decode_scale_minimum<Arch, FormatQ5K>},
         .q6_k = {&encode_q6_k<Arch>, &decode_q6_k<Arch>},

@@ -51,15 +51,16 @@ void round_codes(const float* values, const ScaleParameters& parameters, const S
             const std::size_t j = pair * 2 + half;
             const float scale = unit * static_cast<float>(parameters.scales[j]);
             const float inverse = found.inverse[j];
-            // Code 0 for sub-blocks that are all zero, which is not their middle, 32.
-            const I32<Arch> middle(scale == 0.0f && inverse == 0.0f ? 0 : 32);
+            // All-zero sub-blocks get code 0, which is not their middle, 32.
+            const float middle = scale == 0.0f ? found.middle[j] : 32.0f;
+            const I32<Arch> bias =
+                bits_of<Arch>(Batch(k_magic)) - I32<Arch>(static_cast<std::int32_t>(middle));
             for (std::size_t p = 0; p < 16 / lanes; ++p) {
                 const Batch x = Batch::load_unaligned(values + j * 16 + p * lanes);
                 const Batch steps =
                     scale == 0.0f ? Batch(inverse) * x : quotient<Arch>(x, Batch(scale));
                 const Batch biased = nearest_biased<Arch, Range::any>(steps, -32.0f, 31.0f);
-                rounded[half * 16 / lanes + p] =
-                    bits_of<Arch>(biased) - (bits_of<Arch>(Batch(k_magic)) - middle);
+                rounded[half * 16 / lanes + p] = bits_of<Arch>(biased) - bias;
             }
         }
         store_32_bytes<Arch>(rounded, codes + pair * 32);
@@ -83,18 +84,20 @@ void pack_codes(const std::uint8_t* codes, BlockQ6K& block) noexcept {
     }
 }
 
-template <class Arch>
-void encode_q6_k(const Rows& rows, std::byte* const* planes) noexcept {
-    auto* block = reinterpret_cast<BlockQ6K*>(planes[0]);
+/// The weights of the values are those of their columns alone, in this format only.
+template <class Arch, bool weighted>
+void encode_q6_k(const Rows& rows, BlockQ6K* block) noexcept {
     const float* values = rows.values;
-    ScaleSearch<Arch> search;
+    ScaleSearch<Arch, ScaleRule<16, 32, weighted>> search;
+    std::uint64_t column = 0;
     for (std::uint64_t left = rows.rows * rows.columns / k_super_block; left > 0; --left) {
         Scales<16> found;
         ScaleParameters parameters;
         // The search is long and reads nothing new: have the next values come meanwhile.
         if (left > 2) prefetch<Arch>(values + 2 * k_super_block, k_super_block);
         for (std::size_t j = 0; j < 16; j += F32<Arch>::size) {
-            search.run(values + j * 16, j, found);
+            const float* weights = weighted ? rows.importance + column + j * 16 : nullptr;
+            search.run(values + j * 16, weights, j, found);
         }
         if (round_parameters<Arch>(found.scale, parameters)) {
             alignas(k_alignment) std::uint8_t codes[k_super_block];
@@ -106,7 +109,19 @@ void encode_q6_k(const Rows& rows, std::byte* const* planes) noexcept {
             std::memset(block, 0, sizeof(*block));
         }
         values += k_super_block;
+        column += k_super_block;
+        if (column == rows.columns) column = 0;
         ++block;
+    }
+}
+
+template <class Arch>
+void encode_q6_k(const Rows& rows, std::byte* const* planes) noexcept {
+    auto* block = reinterpret_cast<BlockQ6K*>(planes[0]);
+    if (rows.importance != nullptr) {
+        encode_q6_k<Arch, true>(rows, block);
+    } else {
+        encode_q6_k<Arch, false>(rows, block);
     }
 }
 

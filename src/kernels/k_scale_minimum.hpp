@@ -1,57 +1,94 @@
-// Q4_K and Q5_K: super-blocks of 8 sub-blocks, each with a 6-bit scale and a 6-bit minimum.
+// Q2_K, Q4_K and Q5_K: super-blocks of sub-blocks, each with a rounded scale and a rounded minimum.
+// The formats: how parameters and codes are rounded, packed and decoded.
 #pragma once
 
 #include "base/half.hpp"
 #include "kernels/blocks.hpp"
 #include "kernels/narrowing.hpp"
 #include "kernels/search_scale_minimum.hpp"
-#include "kernels/table.hpp"
 
 namespace phiquant::kernels {
+
+// Each format is also the rule of its search without importance, as ImportanceRule is of that with
+// it. `clamps` tells whether parameters wrapped to large bytes become the largest before they are
+// packed; `clamps_fitted` the same of those fitted with importance.
+
+struct FormatQ2K {
+    using Block = BlockQ2K;
+    static constexpr std::size_t sub_block = 16;
+    static constexpr int largest_code = 3;
+    static constexpr int largest_parameter = 15;
+    static constexpr bool clamps = false, clamps_fitted = false;
+    static constexpr Weighting weighting = Weighting::magnitude;
+    static constexpr bool absolute_errors = true;
+    static constexpr float first_step = -0.5f, step = 0.1f;
+    static constexpr int last_step = 15;
+    static constexpr float variance_factor = 1.0f;  // with importance, of the mean square
+};
 
 struct FormatQ4K {
     using Block = BlockQ4K;
     static constexpr std::size_t sub_block = 32;
     static constexpr int largest_code = 15;
-    // Trials of the search: (first_step + 0.1 * step + largest_code) / range.
-    static constexpr float first_step = -1.0f;
+    static constexpr int largest_parameter = 63;
+    static constexpr bool clamps = true, clamps_fitted = false;
+    static constexpr Weighting weighting = Weighting::magnitude_and_mean;
+    static constexpr bool absolute_errors = false;
+    static constexpr float first_step = -1.0f, step = 0.1f;
     static constexpr int last_step = 20;
+    static constexpr float variance_factor = 2.0f;
 };
 
 struct FormatQ5K {
     using Block = BlockQ5K;
     static constexpr std::size_t sub_block = 32;
     static constexpr int largest_code = 31;
-    static constexpr float first_step = -0.5f;
+    static constexpr int largest_parameter = 63;
+    static constexpr bool clamps = true, clamps_fitted = true;
+    static constexpr Weighting weighting = Weighting::magnitude_and_mean;
+    static constexpr bool absolute_errors = false;
+    static constexpr float first_step = -0.5f, step = 0.1f;
     static constexpr int last_step = 15;
+    static constexpr float variance_factor = 2.0f;
 };
+
+template <class Format>
+inline constexpr std::size_t k_sub_blocks = k_super_block / Format::sub_block;
 
 /// The parameters of one super-block, rounded as they are stored.
 struct ScaleMinimumParameters {
     std::uint16_t scale, minimum;  // float16
-    std::uint8_t scales[8], minima[8];
+    std::uint8_t scales[16], minima[16];
 };
 
-/// Round the parameters of 8 sub-blocks to 6 bits each, against the largest.
-template <class Arch>
+/// Negative parameters wrap to large bytes, as in the reference; packing cuts what is left of them.
+template <class Arch, class Format, bool clamps>
+XSIMD_INLINE std::uint8_t stored_parameter(std::int32_t rounded) noexcept {
+    constexpr std::uint8_t most = Format::largest_parameter;
+    const auto byte = static_cast<std::uint8_t>(rounded);
+    return clamps && byte > most ? most : byte;
+}
+
+/// Round the parameters of a super-block's sub-blocks, against the largest.
+template <class Arch, class Format>
 void round_parameters(const float* scales, const float* minima,
                       ScaleMinimumParameters& out) noexcept {
+    constexpr float most = Format::largest_parameter;
     float largest_scale = 0.0f, largest_minimum = 0.0f;
-    for (std::size_t j = 0; j < 8; ++j) {
+    for (std::size_t j = 0; j < k_sub_blocks<Format>; ++j) {
         if (scales[j] > largest_scale) largest_scale = scales[j];
         if (minima[j] > largest_minimum) largest_minimum = minima[j];
     }
-    const float per_scale = largest_scale > 0.0f ? 63.0f / largest_scale : 0.0f;
-    const float per_minimum = largest_minimum > 0.0f ? 63.0f / largest_minimum : 0.0f;
-    for (std::size_t j = 0; j < 8; ++j) {
-        // A negative scale wraps to a large byte and becomes 63, as in the reference.
-        const auto scale = static_cast<std::uint8_t>(nearest_int(per_scale * scales[j]));
-        const auto minimum = static_cast<std::uint8_t>(nearest_int(per_minimum * minima[j]));
-        out.scales[j] = scale < 63 ? scale : std::uint8_t{63};
-        out.minima[j] = minimum < 63 ? minimum : std::uint8_t{63};
+    const float per_scale = largest_scale > 0.0f ? most / largest_scale : 0.0f;
+    const float per_minimum = largest_minimum > 0.0f ? most / largest_minimum : 0.0f;
+    for (std::size_t j = 0; j < k_sub_blocks<Format>; ++j) {
+        out.scales[j] =
+            stored_parameter<Arch, Format, Format::clamps>(nearest_int(per_scale * scales[j]));
+        out.minima[j] =
+            stored_parameter<Arch, Format, Format::clamps>(nearest_int(per_minimum * minima[j]));
     }
-    out.scale = float_to_half(largest_scale / 63.0f);
-    out.minimum = float_to_half(largest_minimum / 63.0f);
+    out.scale = float_to_half(largest_scale / most);
+    out.minimum = float_to_half(largest_minimum / most);
 }
 
 /// The codes of a super-block, against the parameters as stored. `found` and `first` give the
@@ -61,32 +98,54 @@ void round_codes(const float* values, const ScaleMinimumParameters& parameters,
                  const ScalesAndMinima<count>& found, std::size_t first,
                  std::uint8_t* codes) noexcept {
     using Batch = F32<Arch>;
-    constexpr std::size_t lanes = Batch::size;
+    constexpr std::size_t lanes = Batch::size, size = Format::sub_block;
     constexpr float largest = Format::largest_code;
     const float unit = half_to_float(parameters.scale);
     const float minimum_unit = half_to_float(parameters.minimum);
-    for (std::size_t j = 0; j < 8; ++j) {
-        const float scale = unit * static_cast<float>(parameters.scales[j]);
-        const float minimum = minimum_unit * static_cast<float>(parameters.minima[j]);
+    for (std::size_t from = 0; from < k_super_block; from += 32) {
         I32<Arch> rounded[32 / lanes];
-        for (std::size_t p = 0; p < 32 / lanes; ++p) {
-            const Batch x = Batch::load_unaligned(values + j * 32 + p * lanes);
-            const Batch steps = scale == 0.0f ? Batch(found.inverse[first + j]) *
-                                                    (x - Batch(found.offset[first + j]))
-                                              : quotient<Arch>(x + Batch(minimum), Batch(scale));
-            const Batch biased = nearest_biased<Arch, Range::any>(steps, 0.0f, largest);
-            rounded[p] = bits_of<Arch>(biased) - bits_of<Arch>(Batch(k_magic));
+        for (std::size_t part = 0; part < 32; part += size) {
+            const std::size_t j = (from + part) / size;
+            const float scale = unit * static_cast<float>(parameters.scales[j]);
+            const float minimum = minimum_unit * static_cast<float>(parameters.minima[j]);
+            for (std::size_t i = part; i < part + size; i += lanes) {
+                const Batch x = Batch::load_unaligned(values + from + i);
+                const Batch steps =
+                    scale == 0.0f
+                        ? Batch(found.inverse[first + j]) * (x - Batch(found.offset[first + j]))
+                        : quotient<Arch>(x + Batch(minimum), Batch(scale));
+                const Batch biased = nearest_biased<Arch, Range::any>(steps, 0.0f, largest);
+                rounded[i / lanes] = bits_of<Arch>(biased) - bits_of<Arch>(Batch(k_magic));
+            }
         }
-        store_32_bytes<Arch>(rounded, codes + j * 32);
+        store_32_bytes<Arch>(rounded, codes + from);
+    }
+}
+
+/// 16 scales and 16 minima of 4 bits.
+template <class Arch>
+void pack_parameters(const ScaleMinimumParameters& parameters, BlockQ2K& block) noexcept {
+    for (std::size_t j = 0; j < 16; ++j) {
+        block.parameters[j] =
+            static_cast<std::uint8_t>(parameters.scales[j] | (parameters.minima[j] << 4));
+    }
+}
+
+template <class Arch>
+void unpack_parameters(const BlockQ2K& block, ScaleMinimumParameters& parameters) noexcept {
+    for (std::size_t j = 0; j < 16; ++j) {
+        parameters.scales[j] = block.parameters[j] & 15;
+        parameters.minima[j] = block.parameters[j] >> 4;
     }
 }
 
 /// 8 scales and 8 minima of 6 bits in 12 bytes: the first four of each whole, with the high bits
 /// of the last four above them.
-template <class Arch>
-void pack_parameters(const ScaleMinimumParameters& parameters, std::uint8_t* out) noexcept {
+template <class Arch, class Block>
+void pack_parameters(const ScaleMinimumParameters& parameters, Block& block) noexcept {
     const std::uint8_t* scales = parameters.scales;
     const std::uint8_t* minima = parameters.minima;
+    std::uint8_t* out = block.parameters;
     for (std::size_t j = 0; j < 4; ++j) {
         out[j] = static_cast<std::uint8_t>(scales[j] | ((scales[j + 4] >> 4) << 6));
         out[j + 4] = static_cast<std::uint8_t>(minima[j] | ((minima[j + 4] >> 4) << 6));
@@ -94,8 +153,9 @@ void pack_parameters(const ScaleMinimumParameters& parameters, std::uint8_t* out
     }
 }
 
-template <class Arch>
-void unpack_parameters(const std::uint8_t* in, ScaleMinimumParameters& parameters) noexcept {
+template <class Arch, class Block>
+void unpack_parameters(const Block& block, ScaleMinimumParameters& parameters) noexcept {
+    const std::uint8_t* in = block.parameters;
     for (std::size_t j = 0; j < 4; ++j) {
         parameters.scales[j] = in[j] & 63;
         parameters.minima[j] = in[j + 4] & 63;
@@ -104,6 +164,11 @@ void unpack_parameters(const std::uint8_t* in, ScaleMinimumParameters& parameter
         parameters.minima[j + 4] =
             static_cast<std::uint8_t>((in[j + 8] >> 4) | ((in[j + 4] >> 6) << 4));
     }
+}
+
+template <class Arch>
+void pack_codes(const std::uint8_t* codes, BlockQ2K& block) noexcept {
+    pack_pairs<Arch>(codes, block.pairs);
 }
 
 template <class Arch>
@@ -120,56 +185,15 @@ void pack_codes(const std::uint8_t* codes, BlockQ5K& block) noexcept {
         join_nibbles<Arch, 32>(codes + pair * 64, codes + pair * 64 + 32,
                                block.nibbles + pair * 32);
     }
-    for (std::size_t i = 0; i < 32; i += 8) {
-        std::uint64_t bits = 0;
-        for (unsigned j = 0; j < 8; ++j) {
-            bits |= EightBytes::field<Arch>(codes + j * 32 + i, 1, 4, j);
-        }
-        std::memcpy(block.fifth_bits + i, &bits, sizeof(bits));
-    }
-}
-
-template <class Arch, class Format>
-void encode_scale_minimum(const Rows& rows, std::byte* const* planes) noexcept {
-    // Two groups of lanes at a time: the sums are chains of dependent additions, and one group's
-    // fill the waits of the other's.
-    using Search = ScaleMinimumSearch<Arch, Format, 2>;
-    constexpr std::size_t unit = Search::sub_blocks / 8;  // super-blocks
-    static_assert(Search::sub_blocks % 8 == 0);
-
-    auto* block = reinterpret_cast<typename Format::Block*>(planes[0]);
-    const float* values = rows.values;
-    Search search;
-    ScalesAndMinima<Search::sub_blocks> found;
-    for (std::uint64_t left = rows.rows * rows.columns / k_super_block; left > 0;) {
-        const std::size_t count = left < unit ? static_cast<std::size_t>(left) : unit;
-        // The search is long and reads nothing new: have the next values come meanwhile.
-        if (left >= 2 * unit) prefetch<Arch>(values + unit * k_super_block, unit * k_super_block);
-        if (count == unit) {
-            search.run(values, found);
-        } else {
-            alignas(k_alignment) float padded[unit * k_super_block];
-            std::memset(padded, 0, sizeof(padded));
-            std::memcpy(padded, values, count * k_super_block * sizeof(float));
-            search.run(padded, found);
-        }
-        for (std::size_t b = 0; b < count; ++b) {
-            ScaleMinimumParameters parameters;
-            alignas(k_alignment) std::uint8_t codes[k_super_block];
-            round_parameters<Arch>(found.scale + b * 8, found.minimum + b * 8, parameters);
-            round_codes<Arch, Format>(values, parameters, found, b * 8, codes);
-            block->scale = parameters.scale;
-            block->minimum = parameters.minimum;
-            pack_parameters<Arch>(parameters, block->parameters);
-            pack_codes<Arch>(codes, *block);
-            values += k_super_block;
-            ++block;
-        }
-        left -= count;
-    }
+    pack_bits<Arch>(codes, 4, block.fifth_bits);
 }
 
 /// Codes of one batch of sub-block `j`, from `i` on.
+template <class Arch>
+XSIMD_INLINE I32<Arch> unpack_codes(const BlockQ2K& block, std::size_t j, std::size_t i) noexcept {
+    return unpack_pairs<Arch>(block.pairs, j * 16 + i);
+}
+
 template <class Arch>
 XSIMD_INLINE I32<Arch> unpack_codes(const BlockQ4K& block, std::size_t j, std::size_t i) noexcept {
     const auto nibbles = load_widened<Arch>(block.nibbles + j / 2 * 32 + i);
@@ -191,13 +215,13 @@ void decode_scale_minimum(const std::byte* const* planes, std::uint64_t values,
     const auto* block = reinterpret_cast<const typename Format::Block*>(planes[0]);
     for (std::uint64_t left = values / k_super_block; left > 0; --left, ++block) {
         ScaleMinimumParameters parameters;
-        unpack_parameters<Arch>(block->parameters, parameters);
+        unpack_parameters<Arch>(*block, parameters);
         const float unit = half_to_float(block->scale);
         const float minimum_unit = half_to_float(block->minimum);
-        for (std::size_t j = 0; j < 8; ++j) {
+        for (std::size_t j = 0; j < k_sub_blocks<Format>; ++j) {
             const Batch scale(unit * static_cast<float>(parameters.scales[j]));
             const Batch minimum(minimum_unit * static_cast<float>(parameters.minima[j]));
-            for (std::size_t i = 0; i < 32; i += Batch::size, out += Batch::size) {
+            for (std::size_t i = 0; i < Format::sub_block; i += Batch::size, out += Batch::size) {
                 const auto code = xsimd::batch_cast<float>(unpack_codes<Arch>(*block, j, i));
                 (scale * code - minimum).store_unaligned(out);
             }

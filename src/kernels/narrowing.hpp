@@ -128,4 +128,38 @@ XSIMD_INLINE void join_nibbles(const std::uint8_t* low, const std::uint8_t* high
     }
 }
 
+/// Bit `bit` of 256 codes: bit j of byte i is that of code 32 * j + i.
+template <class Arch>
+XSIMD_INLINE void pack_bits(const std::uint8_t* codes, unsigned bit, std::uint8_t* out) noexcept {
+    for (std::size_t i = 0; i < 32; i += 8) {
+        std::uint64_t bits = 0;
+        for (unsigned j = 0; j < 8; ++j) {
+            bits |= EightBytes::field<Arch>(codes + j * 32 + i, 1, bit, j);
+        }
+        std::memcpy(out + i, &bits, sizeof(bits));
+    }
+}
+
+/// Join 256 codes of two bits (higher bits are cut off): in each 128 values, those of i, i + 32,
+/// i + 64 and i + 96, from the low end.
+template <class Arch>
+XSIMD_INLINE void pack_pairs(const std::uint8_t* codes, std::uint8_t* out) noexcept {
+    for (std::size_t half = 0; half < 2; ++half, codes += 128, out += 32) {
+        for (std::size_t i = 0; i < 32; i += 8) {
+            std::uint64_t joined = 0;
+            for (unsigned quarter = 0; quarter < 4; ++quarter) {
+                joined |= EightBytes::field<Arch>(codes + quarter * 32 + i, 2, 0, 2 * quarter);
+            }
+            std::memcpy(out + i, &joined, sizeof(joined));
+        }
+    }
+}
+
+/// Codes of one batch of what `pack_pairs` joined, from value `i` on.
+template <class Arch>
+XSIMD_INLINE I32<Arch> unpack_pairs(const std::uint8_t* pairs, std::size_t i) noexcept {
+    const auto bytes = load_widened<Arch>(pairs + i / 128 * 32 + i % 32);
+    return (bytes >> static_cast<int>(i % 128 / 32 * 2)) & I32<Arch>(3);
+}
+
 }  // namespace phiquant::kernels

@@ -1,4 +1,5 @@
-// The search for a sub-block's scale and minimum (ggml's make_qkx2_quants), one lane a sub-block.
+// The search for a sub-block's scale and minimum (ggml's make_qkx2_quants and
+// make_qkx3_quants), one lane a sub-block.
 #pragma once
 
 #include "kernels/simd.hpp"
@@ -15,57 +16,87 @@ struct ScalesAndMinima {
     // whose rounded scale is zero still need those codes, so they are made again for these alone.
     alignas(k_alignment) float inverse[count];
     alignas(k_alignment) float offset[count];
+    alignas(k_alignment) float weight[count];  // of all values
 };
 
-template <class Arch, class Format, std::size_t groups>
+/// Where the weights of squared errors come from.
+enum class Weighting : std::uint8_t {
+    magnitude_and_mean,  ///< |x| + root of the mean square
+    magnitude,           ///< |x|
+    given                ///< by the caller: an importance matrix's
+};
+
+/// ggml's search with importance; the rules without it stand with their formats.
+template <std::size_t values, int largest>
+struct ImportanceRule {
+    static constexpr std::size_t sub_block = values;
+    static constexpr int largest_code = largest;
+    static constexpr Weighting weighting = Weighting::given;
+    static constexpr bool absolute_errors = false;
+    // Trials: (first_step + step * number + largest_code) / range.
+    static constexpr float first_step = -0.9f, step = 0.05f;
+    static constexpr int last_step = 36;
+};
+
+template <class Arch, class Rule, std::size_t groups>
 class ScaleMinimumSearch {
     static constexpr std::size_t lanes = F32<Arch>::size;
-    static constexpr std::size_t size = Format::sub_block;
-    static constexpr float largest = Format::largest_code;
+    static constexpr std::size_t size = Rule::sub_block;
+    static constexpr float largest = Rule::largest_code;
     using Batch = F32<Arch>;
     using Mask = xsimd::batch_bool<float, Arch>;
 
 public:
     static constexpr std::size_t sub_blocks = groups * lanes;
 
-    /// `values`: `sub_blocks` consecutive sub-blocks.
-    void run(const float* values, ScalesAndMinima<sub_blocks>& found) noexcept {
-        load(values);
+    /// `values`: `sub_blocks` consecutive sub-blocks, whose results go to `found` from `first` on;
+    /// `weights`: one for each value, where the rule wants them given.
+    template <std::size_t count>
+    void run(const float* values, const float* weights, std::size_t first,
+             ScalesAndMinima<count>& found) noexcept {
+        load(values, weights);
         start();
-        for (int step = 0; step <= Format::last_step; ++step) {
-            try_inverse((Format::first_step + 0.1f * static_cast<float>(step)) + largest);
+        for (int step = 0; step <= Rule::last_step; ++step) {
+            try_inverse((Rule::first_step + Rule::step * static_cast<float>(step)) + largest);
         }
         for (std::size_t g = 0; g < groups; ++g) {
+            const std::size_t at = first + g * lanes;
             // A sub-block of one value, not above zero, is its minimum alone.
-            xsimd::select(flat_[g], Batch(0.0f), scale_[g]).store_aligned(found.scale + g * lanes);
-            (-minimum_[g]).store_aligned(found.minimum + g * lanes);
-            best_inverse_[g].store_aligned(found.inverse + g * lanes);
-            best_offset_[g].store_aligned(found.offset + g * lanes);
+            xsimd::select(flat_[g], Batch(0.0f), scale_[g]).store_aligned(found.scale + at);
+            negated<Arch>(minimum_[g]).store_aligned(found.minimum + at);
+            best_inverse_[g].store_aligned(found.inverse + at);
+            best_offset_[g].store_aligned(found.offset + at);
+            sum_w_[g].store_aligned(found.weight + at);
         }
     }
 
 private:
-    void load(const float* values) noexcept {
+    void load(const float* values, const float* weights) noexcept {
+        constexpr std::size_t stride = sizeof(Each) / sizeof(Batch);
         for (std::size_t g = 0; g < groups; ++g) {
-            transpose_sub_blocks<Arch, size>(values + g * lanes * size, &each_[0].x[g],
-                                             sizeof(Each) / sizeof(Batch));
+            const std::size_t from = g * lanes * size;
+            transpose_sub_blocks<Arch, size>(values + from, &each_[0].x[g], stride);
             // Sums live in locals: as members they would be stored and loaded at every step.
-            Batch squares = each_[0].x[g] * each_[0].x[g];
-            for (std::size_t i = 1; i < size; ++i)
-                squares = squares + each_[i].x[g] * each_[i].x[g];
-            const Batch mean = square_root<Arch>(squares * Batch(1.0f / size));
+            Batch mean(0.0f);
+            if constexpr (Rule::weighting == Weighting::given) {
+                transpose_sub_blocks<Arch, size>(weights + from, &each_[0].w[g], stride);
+            } else if constexpr (Rule::weighting == Weighting::magnitude_and_mean) {
+                Batch squares = each_[0].x[g] * each_[0].x[g];
+                for (std::size_t i = 1; i < size; ++i)
+                    squares = squares + each_[i].x[g] * each_[i].x[g];
+                mean = square_root<Arch>(squares * Batch(1.0f / size));
+            }
             Batch low = each_[0].x[g], high = low;
-            Batch sum_w = mean + xsimd::abs(low);
+            Batch sum_w = weigh(0, g, mean);
             Batch sum_x = sum_w * low;
-            each_[0].w[g] = sum_w;
             for (std::size_t i = 1; i < size; ++i) {
                 const Batch x = each_[i].x[g];
-                const Batch w = mean + xsimd::abs(x);
-                low = xsimd::min(low, x);
+                const Batch w = weigh(i, g, mean);
+                // Of zeros of two signs the first stays, as q4_1 and q5_1 store it.
+                low = xsimd::select(x < low, x, low);
                 high = xsimd::max(high, x);
                 sum_w = sum_w + w;
                 sum_x = sum_x + w * x;
-                each_[i].w[g] = w;
             }
             low_[g] = low;
             high_[g] = high;
@@ -74,9 +105,27 @@ private:
         }
     }
 
+    /// Weight of value i of each sub-block.
+    XSIMD_INLINE Batch weigh(std::size_t i, std::size_t g, Batch mean) noexcept {
+        Each& each = each_[i];
+        if constexpr (Rule::weighting == Weighting::magnitude) {
+            each.w[g] = xsimd::abs(each.x[g]);
+        } else if constexpr (Rule::weighting == Weighting::magnitude_and_mean) {
+            each.w[g] = mean + xsimd::abs(each.x[g]);
+        }
+        return each.w[g];
+    }
+
+    /// How much a value that is `off` by so much weighs.
+    static XSIMD_INLINE Batch penalty(Batch w, Batch off) noexcept {
+        if constexpr (Rule::absolute_errors) return w * xsimd::abs(off);
+        return w * (off * off);
+    }
+
     void start() noexcept {
         for (std::size_t g = 0; g < groups; ++g) {
-            minimum_[g] = xsimd::min(low_[g], Batch(0.0f));
+            const Batch zero(0.0f);
+            minimum_[g] = xsimd::select(low_[g] > zero, zero, low_[g]);
             flat_[g] = high_[g] == minimum_[g];
             const Batch inverse = quotient<Arch>(Batch(largest), range(g));
             scale_[g] = quotient<Arch>(Batch(1.0f), inverse);
@@ -88,7 +137,7 @@ private:
                                        inverse * (each_[i].x[g] - minimum_[g]), 0.0f, largest) -
                                    Batch(k_magic);
                 const Batch off = scale_[g] * code + minimum_[g] - each_[i].x[g];
-                error = error + each_[i].w[g] * (off * off);
+                error = error + penalty(each_[i].w[g], off);
             }
             error_[g] = error;
         }
@@ -128,7 +177,7 @@ private:
             Batch error(0.0f);
             for (std::size_t i = 0; i < size; ++i) {
                 const Batch off = scale[g] * each_[i].code[g] + minimum[g] - each_[i].x[g];
-                error = error + each_[i].w[g] * (off * off);
+                error = error + penalty(each_[i].w[g], off);
             }
             const Mask better = solvable[g] & (error < error_[g]);
             best_inverse_[g] = xsimd::select(better, inverse[g], best_inverse_[g]);

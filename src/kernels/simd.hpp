@@ -50,6 +50,12 @@ XSIMD_INLINE F32<Arch> float_of_bits(I32<Arch> bits) noexcept {
     return xsimd::bitwise_cast<float>(bits);
 }
 
+/// -value, of zeros too: with AVX-512 xsimd subtracts from zero.
+template <class Arch>
+XSIMD_INLINE F32<Arch> negated(F32<Arch> value) noexcept {
+    return float_of_bits<Arch>(bits_of<Arch>(value) ^ I32<Arch>(INT32_MIN));
+}
+
 // On ARM, xsimd divides by refining an estimate of the reciprocal, which is a bit off now and then,
 // and roots and rounds in more steps than need be. So these three are named here.
 

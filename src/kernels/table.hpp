@@ -37,8 +37,8 @@ struct Table {
                          double* signal) noexcept;
 
     Kernel f32, f16, bf16;
-    Kernel q8_0, q4_0, q5_0, q5_1;
-    Kernel q4_k, q5_k, q6_k;
+    Kernel q8_0, q4_0, q4_1, q5_0, q5_1;
+    Kernel q2_k, q3_k, q4_k, q5_k, q6_k;
     Kernel q1_0, q2_0, tq1_0, tq2_0;
     Kernel mxfp4, nvfp4;
     Kernel iq4_nl, iq4_xs;
