@@ -12,8 +12,8 @@
 namespace phiquant::kernels {
 
 /// Twice the numbers of E2M1, as ggml has them; its scales are half the formats'.
-alignas(k_alignment) static constexpr float k_e2m1_levels[16] = {
-    0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+alignas(k_alignment) static constexpr float k_e2m1_levels[16] = {0, 1,  2,  3,  4,  6,  8,  12,
+                                                                 0, -1, -2, -3, -4, -6, -8, -12};
 
 /// ggml's halved E4M3 without sign.
 static constexpr float decode_e4m3(std::uint32_t code) noexcept {
@@ -89,20 +89,22 @@ XSIMD_INLINE void shared_exponents(const float* largest, std::int32_t* out) noex
     (exponents & Integers(255)).store_aligned(out);
 }
 
-/// Codes of one batch: the magnitude's place among the middles between levels (the first of equally
-/// near levels counts), then the sign, which zero has not. Where the reference compares two
-/// distances that nearly tie, both subtractions are exact, and so are the middles here.
+/// Codes of one batch of values, whose magnitudes over the scale are `ratio`: the nearest of 0, 1,
+/// 2, 3, 4, 6, 8 and 12, the lower one of two as near, then the sign, which zero has not.
 template <class Arch>
-XSIMD_INLINE I32<Arch> nearest_e2m1(F32<Arch> value, F32<Arch> magnitude,
-                                    const F32<Arch>* middles) noexcept {
+XSIMD_INLINE I32<Arch> nearest_e2m1(F32<Arch> value, F32<Arch> ratio) noexcept {
     using Integers = I32<Arch>;
-    Integers code(0);
-    for (std::size_t i = 0; i < 7; ++i) {
-        const auto above = xsimd::batch_bool_cast<std::int32_t>(magnitude > middles[i]);
-        code = code + xsimd::select(above, Integers(1), Integers(0));
-    }
+    // From 2 on levels have one bit of mantissa; adding just less than half of the rest rounds
+    // halves down. Below 2 they are the integers, and the first formula is never above the second.
+    const Integers one(1), zero(0);
+    const Integers large = ((bits_of<Arch>(ratio) + Integers(0x1fffff)) >> 22) - Integers(254);
+    const auto above_half = xsimd::batch_bool_cast<std::int32_t>(ratio > F32<Arch>(0.5f));
+    const auto above_middle = xsimd::batch_bool_cast<std::int32_t>(ratio > F32<Arch>(1.5f));
+    const Integers small =
+        xsimd::select(above_half, one, zero) + xsimd::select(above_middle, one, zero);
+    const Integers code = xsimd::min(xsimd::max(large, small), Integers(7));
     const Integers sign = (bits_of<Arch>(value) >> 28) & Integers(8);
-    return code | xsimd::select(code > Integers(0), sign, Integers(0));
+    return code | xsimd::select(code > zero, sign, zero);
 }
 
 /// The reference's own search, for scales where its distances overflow, underflow or are rounded
@@ -120,17 +122,6 @@ XSIMD_INLINE I32<Arch> search_e2m1(F32<Arch> value, float scale) noexcept {
     return code;
 }
 
-/// The middles between levels, times a scale.
-template <class Arch>
-struct E2M1Middles {
-    F32<Arch> middles[7];
-
-    XSIMD_INLINE explicit E2M1Middles(float scale) noexcept {
-        constexpr float between[7] = {0.5f, 1.5f, 2.5f, 3.5f, 5.0f, 7.0f, 10.0f};
-        for (std::size_t i = 0; i < 7; ++i) middles[i] = F32<Arch>(scale) * F32<Arch>(between[i]);
-    }
-};
-
 template <class Arch>
 XSIMD_INLINE float largest_of(const float* values, std::size_t count) noexcept {
     F32<Arch> most = xsimd::abs(F32<Arch>::load_unaligned(values));
@@ -146,15 +137,15 @@ inline constexpr std::size_t k_scales_together = 16;
 /// Codes of a block against the scale 2^(exponent - 128).
 template <class Arch>
 XSIMD_INLINE void encode_mxfp4(const float* values, std::uint32_t exponent,
-                               const E2M1Middles<Arch>& unscaled, BlockMXFP4& out) noexcept {
+                               BlockMXFP4& out) noexcept {
     constexpr std::size_t lanes = F32<Arch>::size;
     I32<Arch> codes[k_block / lanes];
     if (exponent > 0 && exponent < 250) {
-        // 1 / scale = 2^(128 - exponent): exact products, or far below the first middle.
+        // 1 / scale = 2^(128 - exponent): the products are exact, or far below 0.5.
         const F32<Arch> inverse(__builtin_bit_cast(float, (255 - exponent) << 23));
         for (std::size_t p = 0; p < k_block / lanes; ++p) {
             const F32<Arch> x = F32<Arch>::load_unaligned(values + p * lanes);
-            codes[p] = nearest_e2m1<Arch>(x, xsimd::abs(x) * inverse, unscaled.middles);
+            codes[p] = nearest_e2m1<Arch>(x, xsimd::abs(x) * inverse);
         }
     } else {
         const float scale = half_power(exponent);
@@ -170,7 +161,6 @@ XSIMD_INLINE void encode_mxfp4(const float* values, std::uint32_t exponent,
 
 template <class Arch>
 void encode_rows(const Rows& rows, BlockMXFP4* block) noexcept {
-    const E2M1Middles<Arch> unscaled(1.0f);
     const float* values = rows.values;
     alignas(k_alignment) float largest[k_scales_together] = {};
     alignas(k_alignment) std::int32_t exponents[k_scales_together];
@@ -184,7 +174,7 @@ void encode_rows(const Rows& rows, BlockMXFP4* block) noexcept {
             shared_exponents<Arch>(largest + b, exponents + b);
         }
         for (std::size_t b = 0; b < count; ++b, ++block, values += k_block) {
-            encode_mxfp4<Arch>(values, static_cast<std::uint32_t>(exponents[b]), unscaled, *block);
+            encode_mxfp4<Arch>(values, static_cast<std::uint32_t>(exponents[b]), *block);
         }
         left -= count;
     }
@@ -202,11 +192,12 @@ XSIMD_INLINE void round_nvfp4(const float* values, float largest, float scale,
         }
         return;
     }
-    // With a zero scale all levels are equally near, and the first one counts.
-    const E2M1Middles<Arch> scaled(scale == 0.0f ? __builtin_inff() : scale);
+    // With a zero scale all levels are equally near, and the first one counts. Quotients cannot
+    // round to a middle between levels, as scales have so few bits.
+    const F32<Arch> divisor(scale == 0.0f ? __builtin_inff() : scale);
     for (std::size_t p = 0; p < 16 / lanes; ++p) {
         const F32<Arch> x = F32<Arch>::load_unaligned(values + p * lanes);
-        codes[p] = nearest_e2m1<Arch>(x, xsimd::abs(x), scaled.middles);
+        codes[p] = nearest_e2m1<Arch>(x, quotient<Arch>(xsimd::abs(x), divisor));
     }
 }
 

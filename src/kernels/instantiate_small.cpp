@@ -23,8 +23,8 @@ void decode_small(const std::byte* const* planes, std::uint64_t values, float* o
     decode_values<Arch>(reinterpret_cast<const Block*>(planes[0]), values, out);
 }
 
-#define PHIQUANT_INSTANTIATE(Block)                                                      \
-    template void encode_small<Arch, Block>(const Rows&, std::byte* const*) noexcept;    \
+#define PHIQUANT_INSTANTIATE(Block)                                                   \
+    template void encode_small<Arch, Block>(const Rows&, std::byte* const*) noexcept; \
     template void decode_small<Arch, Block>(const std::byte* const*, std::uint64_t, float*) noexcept
 
 PHIQUANT_INSTANTIATE(BlockQ10);

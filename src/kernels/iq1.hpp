@@ -104,10 +104,9 @@ private:
             if (place.count != 0) {
                 const std::size_t at = j * size + g * 8;
                 const std::size_t found =
-                    place.first + find_nearest<Arch, 8>(grid_, place,
-                                                        levels_[down(chosen, lane, g) ? 1 : 0],
-                                                        tile.values + at, tile.weight + at,
-                                                        chosen.scale[lane]);
+                    place.first +
+                    find_nearest<Arch, 8>(grid_, place, levels_[down(chosen, lane, g) ? 1 : 0],
+                                          tile.values + at, tile.weight + at, chosen.scale[lane]);
                 word = grid_.candidates[found];
                 index = grid_.indices[found];
                 chosen.moved[lane] = 1;

@@ -61,7 +61,7 @@ struct FormatIQ3S {
 };
 
 /// One super-block's part of a tile: its sub-blocks from `first` on.
-template <class Format>
+template <class Arch, class Format>
 struct LatticeView {
     static constexpr std::size_t count = k_super_block / Format::sub_block;
     static constexpr std::size_t points = Format::sub_block / Format::values;
@@ -114,7 +114,7 @@ static inline void join_scales(const std::uint8_t* codes, std::uint8_t* out,
 }
 
 template <class Arch>
-void pack(const LatticeView<FormatIQ2XXS>& from, BlockIQ2XXS& out) noexcept {
+void pack(const LatticeView<Arch, FormatIQ2XXS>& from, BlockIQ2XXS& out) noexcept {
     std::uint8_t codes[8];
     std::memset(&out, 0, sizeof(out));
     if (!from.round_scales(codes, out.scale)) return;
@@ -129,7 +129,7 @@ void pack(const LatticeView<FormatIQ2XXS>& from, BlockIQ2XXS& out) noexcept {
 }
 
 template <class Arch>
-void pack(const LatticeView<FormatIQ2XS>& from, BlockIQ2XS& out) noexcept {
+void pack(const LatticeView<Arch, FormatIQ2XS>& from, BlockIQ2XS& out) noexcept {
     std::uint8_t codes[16];
     std::memset(&out, 0, sizeof(out));
     if (!from.round_scales(codes, out.scale)) return;
@@ -143,7 +143,7 @@ void pack(const LatticeView<FormatIQ2XS>& from, BlockIQ2XS& out) noexcept {
 }
 
 template <class Arch>
-void pack(const LatticeView<FormatIQ2S>& from, BlockIQ2S& out) noexcept {
+void pack(const LatticeView<Arch, FormatIQ2S>& from, BlockIQ2S& out) noexcept {
     std::uint8_t codes[16];
     std::memset(&out, 0, sizeof(out));
     from.round_scales(codes, out.scale);
@@ -161,7 +161,7 @@ void pack(const LatticeView<FormatIQ2S>& from, BlockIQ2S& out) noexcept {
 }
 
 template <class Arch>
-void pack(const LatticeView<FormatIQ3XXS>& from, BlockIQ3XXS& out) noexcept {
+void pack(const LatticeView<Arch, FormatIQ3XXS>& from, BlockIQ3XXS& out) noexcept {
     std::uint8_t codes[8];
     std::memset(&out, 0, sizeof(out));
     if (!from.round_scales(codes, out.scale)) return;
@@ -176,7 +176,7 @@ void pack(const LatticeView<FormatIQ3XXS>& from, BlockIQ3XXS& out) noexcept {
 }
 
 template <class Arch>
-void pack(const LatticeView<FormatIQ3S>& from, BlockIQ3S& out) noexcept {
+void pack(const LatticeView<Arch, FormatIQ3S>& from, BlockIQ3S& out) noexcept {
     std::uint8_t codes[8];
     std::memset(&out, 0, sizeof(out));
     from.round_scales(codes, out.scale);
@@ -188,8 +188,7 @@ void pack(const LatticeView<FormatIQ3S>& from, BlockIQ3S& out) noexcept {
         for (unsigned k = 0; k < 8; ++k) {
             const unsigned index = from.index(j, k);
             out.indices[8 * written + k] = static_cast<std::uint8_t>(index);
-            out.indices_high[j] =
-                static_cast<std::uint8_t>(out.indices_high[j] | index >> 8 << k);
+            out.indices_high[j] = static_cast<std::uint8_t>(out.indices_high[j] | index >> 8 << k);
         }
         for (unsigned k = 0; k < 4; ++k) {
             out.signs[4 * written + k] = static_cast<std::uint8_t>(from.signs(j, k));
@@ -210,7 +209,8 @@ void encode_lattice(const Rows& rows, Block* block) noexcept {
         if (Format::even_signs) make_signs_even<Arch>(tile);
         search.run(tile);
         for (std::size_t s = 0; s < tile.count; ++s, ++block) {
-            pack<Arch>(LatticeView<Format>{tile, s * (k_super_block / Format::sub_block)}, *block);
+            const LatticeView<Arch, Format> view{tile, s * (k_super_block / Format::sub_block)};
+            pack<Arch>(view, *block);
         }
     }
 }

@@ -21,8 +21,8 @@ struct Iq4Tile {
     const float* values;
     bool weighted;  ///< whether `importance` and `spread` count
     alignas(k_alignment) float importance[k_iq4_together * k_block];
-    alignas(k_alignment) float spread[k_iq4_together];  ///< σ² of the block or super-block
-    alignas(k_alignment) float scales[k_iq4_together];  ///< result
+    alignas(k_alignment) float spread[k_iq4_together];          ///< σ² of the block or super-block
+    alignas(k_alignment) float scales[k_iq4_together];          ///< result
     alignas(k_alignment) float copy[k_iq4_together * k_block];  ///< of values, when fewer are left
 };
 
@@ -147,15 +147,15 @@ void encode_rows(const Rows& rows, BlockIQ4NL* block) noexcept {
     const std::uint64_t blocks = rows.rows * rows.columns / k_block;
     for (std::uint64_t first = 0; first < blocks; first += k_iq4_together) {
         const std::uint64_t left = blocks - first;
-        const std::size_t count = left < k_iq4_together ? static_cast<std::size_t>(left)
-                                                        : k_iq4_together;
+        const std::size_t count =
+            left < k_iq4_together ? static_cast<std::size_t>(left) : k_iq4_together;
         fill_tile<Arch>(rows, first, count, tile);
         search.run(tile, true);
         for (std::size_t b = 0; b < count; ++b, ++block) {
             const float scale = tile.scales[b];
             block->scale = float_to_half(scale);
-            encode_iq4_block<Arch>(tile.values + b * k_block,
-                                   scale != 0.0f ? 1.0f / scale : 0.0f, block->nibbles);
+            encode_iq4_block<Arch>(tile.values + b * k_block, scale != 0.0f ? 1.0f / scale : 0.0f,
+                                   block->nibbles);
         }
     }
 }
@@ -183,8 +183,8 @@ void encode_iq4_xs_block(const float* values, const float* scales, BlockIQ4XS& o
         encode_iq4_block<Arch>(values + j * k_block, scale != 0.0f ? 1.0f / scale : 0.0f,
                                out.nibbles + j * 16);
         const auto stored = static_cast<unsigned>(code + 32);
-        out.scales_low[j / 2] = static_cast<std::uint8_t>(out.scales_low[j / 2] |
-                                                          (stored & 15u) << (4 * (j % 2)));
+        out.scales_low[j / 2] =
+            static_cast<std::uint8_t>(out.scales_low[j / 2] | (stored & 15u) << (4 * (j % 2)));
         out.scales_high = static_cast<std::uint16_t>(out.scales_high | (stored >> 4) << (2 * j));
     }
 }

@@ -10,7 +10,9 @@ alignas(k_alignment) static constexpr float k_levels[16] = {
 
 /// Halfway to the level above; from there on it is nearer, by the reference's rounding too: where
 /// it compares two distances that nearly tie, both subtractions are exact.
-static constexpr float middle(int level) noexcept { return (k_levels[level] + k_levels[level + 1]) / 2; }
+static constexpr float middle(int level) noexcept {
+    return (k_levels[level] + k_levels[level + 1]) / 2;
+}
 
 // Written as "not below", so that a NaN (0 times the inverse of a tiny scale) gets the reference's
 // code, the highest.
@@ -61,17 +63,17 @@ static constexpr Ranges k_ranges;
 
 template <class Arch>
 XSIMD_INLINE F32<Arch> nearest(F32<Arch> value, xsimd::avx512bw) noexcept {
-    const __m512 steps = _mm512_add_ps(_mm512_mul_ps(value, _mm512_set1_ps(0.125f)),
-                                       _mm512_set1_ps(16.5f));
-    const __m512 within = _mm512_max_ps(_mm512_min_ps(steps, _mm512_set1_ps(31.0f)),
-                                        _mm512_setzero_ps());
+    const __m512 steps =
+        _mm512_add_ps(_mm512_mul_ps(value, _mm512_set1_ps(0.125f)), _mm512_set1_ps(16.5f));
+    const __m512 within =
+        _mm512_max_ps(_mm512_min_ps(steps, _mm512_set1_ps(31.0f)), _mm512_setzero_ps());
     const __m512i k = _mm512_cvttps_epi32(within);
     const auto look_up = [k](const float* table) {
         return _mm512_permutex2var_ps(_mm512_load_ps(table), k, _mm512_load_ps(table + 16));
     };
     const __mmask16 is_below = _mm512_cmp_ps_mask(value, look_up(k_ranges.middle), _CMP_LT_OQ);
-    return F32<Arch>(_mm512_mask_blend_ps(is_below, look_up(k_ranges.above),
-                                          look_up(k_ranges.below)));
+    return F32<Arch>(
+        _mm512_mask_blend_ps(is_below, look_up(k_ranges.above), look_up(k_ranges.below)));
 }
 #endif
 

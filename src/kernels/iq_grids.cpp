@@ -44,7 +44,8 @@ public:
         places_.resize(words);
         for (std::size_t j = 0; j < lattice.points.size(); ++j) {
             std::size_t number = 0;
-            for (unsigned i = lattice.values; i-- > 0;) number = number * lattice.levels + level(j, i);
+            for (unsigned i = lattice.values; i-- > 0;)
+                number = number * lattice.levels + level(j, i);
             point_numbers_.push_back(number);
         }
         measure_halves();
@@ -54,7 +55,8 @@ public:
             places_[point_numbers_[j]] = {packed(j), 0, static_cast<std::uint16_t>(j)};
         }
         aligned_.resize(candidates_.size() / k_candidates_together);
-        std::memcpy(aligned_.data(), candidates_.data(), candidates_.size() * sizeof(std::uint32_t));
+        std::memcpy(aligned_.data(), candidates_.data(),
+                    candidates_.size() * sizeof(std::uint32_t));
         table_ = {places_.data(), aligned_.front().words, indices_.data()};
         candidates_ = {};
     }

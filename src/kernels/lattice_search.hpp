@@ -11,8 +11,9 @@ namespace phiquant::kernels {
 /// Which points are chosen once more, with the best scale (where the reference differs by format).
 enum class Refinement : std::uint8_t { always, points_off_grid, all_if_any_off_grid };
 
-/// `Format` says: grid, values (in a point), levels, sub_block, trials, step, negligible, refinement,
-/// searched_start (whether the trials start from a scale that was searched, not from the largest).
+/// `Format` says: grid, values (in a point), levels, sub_block, trials, step, negligible,
+/// refinement, searched_start (whether the trials start from a scale that was searched, not from
+/// the largest).
 template <class Arch, class Format>
 class LatticeSearch {
     using Batch = F32<Arch>;
@@ -50,8 +51,8 @@ private:
         root_ = tile.root + b * size;
         Batch largest = x_[0];
         for (const Batch& x : x_) largest = xsimd::max(largest, x);
-        auto negligible = Format::negligible > 0.0f ? largest < Batch(Format::negligible)
-                                                    : largest == zero;
+        auto negligible =
+            Format::negligible > 0.0f ? largest < Batch(Format::negligible) : largest == zero;
         largest = xsimd::select(negligible, Batch(1.0f), largest);
         for (std::size_t i = 0; i < size; ++i) wx_[i] = w_[i] * x_[i];
 
@@ -112,8 +113,8 @@ private:
             Batch number(0.0f);
             for (std::size_t i = values; i-- > 0;) {
                 const Batch steps = Batch(0.5f) * (inverse * x_[g * values + i] - Batch(1.0f));
-                const Batch level = nearest_biased<Arch, Range::any>(steps, 0.0f, levels - 1.0f) -
-                                    Batch(k_magic);
+                const Batch level =
+                    nearest_biased<Arch, Range::any>(steps, 0.0f, levels - 1.0f) - Batch(k_magic);
                 number = number * Batch(static_cast<float>(levels)) + level;
             }
             xsimd::batch_cast<std::int32_t>(number).store_aligned(numbers[g]);
@@ -148,8 +149,8 @@ private:
             const Integers words =
                 Integers::load_aligned(reinterpret_cast<const std::int32_t*>(points.words[g]));
             for (std::size_t i = 0; i < values; ++i) {
-                const Integers field = (words >> static_cast<int>(4 * i)) &
-                                       Integers(values == 8 ? 3 : 7);
+                const Integers field =
+                    (words >> static_cast<int>(4 * i)) & Integers(values == 8 ? 3 : 7);
                 const Batch level = xsimd::batch_cast<float>(field + field + Integers(1));
                 qx = qx + wx_[g * values + i] * level;
                 q2 = q2 + (w_[g * values + i] * level) * level;

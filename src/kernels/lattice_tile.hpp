@@ -18,7 +18,7 @@ struct LatticeTile {
     bool weighted;        ///< whether `importance` counts
     alignas(k_alignment) float importance[k_lattice_values];
     alignas(k_alignment) float copy[k_lattice_values];  ///< of values, when only 1 is left
-    float spread[2];                                     ///< σ² of each super-block
+    float spread[2];                                    ///< σ² of each super-block
 
     alignas(k_alignment) float magnitude[k_lattice_values];  ///< negative where signs must be even
     alignas(k_alignment) float weight[k_lattice_values];

@@ -1,4 +1,5 @@
-// Q1_0 (a sign a value), Q2_0, TQ1_0 and TQ2_0 (three levels a value): one scale a block, no search.
+// Q1_0 (a sign a value), Q2_0, TQ1_0 and TQ2_0 (three levels a value): one scale a block, no
+// search.
 #pragma once
 
 #include "base/half.hpp"
@@ -83,8 +84,8 @@ void encode_rows(const Rows& rows, BlockQ10* block) noexcept {
 template <class Arch>
 void decode_values(const BlockQ10* block, std::uint64_t values, float* out) noexcept {
     using Integers = I32<Arch>;
-    alignas(k_alignment) static constexpr std::int32_t shifts[16] = {31, 30, 29, 28, 27, 26, 25, 24,
-                                                                     23, 22, 21, 20, 19, 18, 17, 16};
+    alignas(k_alignment) static constexpr std::int32_t shifts[16] = {
+        31, 30, 29, 28, 27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16};
     for (std::uint64_t left = values / k_q1_0_values; left > 0; --left, ++block) {
         const float scale = half_to_float(block->scale);
         const F32<Arch> negative(-scale);
@@ -196,7 +197,8 @@ void decode_values(const BlockTQ20* block, std::uint64_t values, float* out) noe
     }
 }
 
-/// Base-3 numbers below 243 to bytes: q * 256 / 243, rounded up (without a division: see the test).
+/// Base-3 numbers below 243 to bytes: q · 256 / 243, rounded up. For all of them a product with 270
+/// and a shift by 16 do what a division by 243 would.
 template <class Arch>
 XSIMD_INLINE I32<Arch> fraction_bytes(I32<Arch> number) noexcept {
     const I32<Arch> excess = (number * I32<Arch>(13) + I32<Arch>(242)) * I32<Arch>(270) >> 16;

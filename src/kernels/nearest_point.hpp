@@ -75,9 +75,9 @@ struct Terms<Arch, values, xsimd::avx512bw> {
             return values == 8 ? _mm512_castps256_ps512(_mm256_loadu_ps(from))
                                : _mm512_castps128_ps512(_mm_loadu_ps(from));
         };
-        const __m512i first = values == 8
-                                  ? _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3)
-                                  : _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+        const __m512i first =
+            values == 8 ? _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3)
+                        : _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
         const __m512i second =
             _mm512_add_epi32(first, _mm512_set1_epi32(static_cast<int>(values / 2)));
         for (int m = 0; m < 2; ++m) {
@@ -158,8 +158,7 @@ XSIMD_INLINE std::size_t find_nearest(const GridTable& grid, const GridPlace& pl
         for (std::size_t v = 0; v < used; ++v) {
             const auto mask = static_cast<std::uint32_t>((distances[v] == smallest).mask());
             if (mask != 0) {
-                const std::size_t found =
-                    v * lanes + static_cast<std::size_t>(__builtin_ctz(mask));
+                const std::size_t found = v * lanes + static_cast<std::size_t>(__builtin_ctz(mask));
                 return found < place.count ? found : 0;
             }
         }

@@ -68,8 +68,8 @@ private:
                 const Batch l = xsimd::batch_cast<float>(code);
                 rest_xl = rest_xl + wx * l;
                 rest_l2 = rest_l2 + (w[i] * l) * l;
-                const auto better = usable & (l != codes[i]) &
-                                    (rest_xl * rest_xl * l2 > xl * xl * rest_l2);
+                const auto better =
+                    usable & (l != codes[i]) & (rest_xl * rest_xl * l2 > xl * xl * rest_l2);
                 if (!xsimd::any(better)) continue;
                 changed = true;
                 codes[i] = xsimd::select(better, byte_of(code), codes[i]);

@@ -16,23 +16,23 @@ struct BlockQ20 {  // 64 values
     std::uint8_t codes[16];  // 4 values a byte, the first in the lowest bits
 };
 
-struct BlockTQ10 {  // 256 values
+struct BlockTQ10 {           // 256 values
     std::uint8_t fives[48];  // 5 values of 3 levels a byte, as a fraction of 256
     std::uint8_t fours[4];
     std::uint16_t scale;
 };
 
-struct BlockTQ20 {  // 256 values
+struct BlockTQ20 {           // 256 values
     std::uint8_t codes[64];  // 4 values a byte, 32 apart
     std::uint16_t scale;
 };
 
-struct BlockMXFP4 {  // 32 values
+struct BlockMXFP4 {            // 32 values
     std::uint8_t exponent;     // E8M0
     std::uint8_t nibbles[16];  // E2M1: value i low, value i + 16 high
 };
 
-struct BlockNVFP4 {  // 64 values
+struct BlockNVFP4 {            // 64 values
     std::uint8_t scales[4];    // E4M3 without sign, one for 16 values
     std::uint8_t nibbles[32];  // in each 16 values: value i low, value i + 8 high
 };
@@ -44,8 +44,8 @@ struct BlockIQ4NL {  // 32 values
 
 struct BlockIQ4XS {  // 256 values
     std::uint16_t scale;
-    std::uint16_t scales_high;    // two bits for each of 8 sub-blocks
-    std::uint8_t scales_low[4];   // four bits each
+    std::uint16_t scales_high;   // two bits for each of 8 sub-blocks
+    std::uint8_t scales_low[4];  // four bits each
     std::uint8_t nibbles[128];
 };
 

@@ -63,8 +63,8 @@ XSIMD_INLINE void search_splits(const Sortable<Arch, 32>& sorted, Split<Arch>& s
             const Batch w_middle = (sum_w[i2] - sum_w[i1]) * up1 * up1;
             const Tail& tail = tails[i2];
             split.consider(x_up + x_middle + tail.x_up, w_up + w_middle + tail.w_up, i1, i2, 0);
-            split.consider(x_down - x_middle + tail.x_down, w_down + w_middle + tail.w_down, i1,
-                           i2, 1);
+            split.consider(x_down - x_middle + tail.x_down, w_down + w_middle + tail.w_down, i1, i2,
+                           1);
         }
     }
 }
