@@ -54,7 +54,7 @@ class _Root(click.Group):
         name = args[0]
         if name in _COMMANDS or name[:1] == "-" or ctx.resilient_parsing:
             return super().resolve_command(ctx, args)
-        near = difflib.get_close_matches(name.lower(), _COMMANDS, n=2, cutoff=0.5)
+        near = difflib.get_close_matches(name.lower(), _COMMANDS, n=2, cutoff=0.6)
         remedy = f"Did you mean {' or '.join(near)}? " if near else ""
         if not near and (Path(name).exists() or "/" in name):
             remedy = f"Did you mean 'phiquant convert {name}'? "

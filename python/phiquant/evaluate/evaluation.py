@@ -322,7 +322,8 @@ def _check_memory(needed: int, tokens: int) -> None:
 def _score(checkpoint: Checkpoint, base: Likelihoods, model: Divergences) -> Score:
     surprise, surprise_error = _mean(model.surprise)
     ratio, ratio_error = _mean(model.surprise - base.surprise)
-    kld, kld_error = _mean(model.kld)
+    divergence = np.maximum(model.kld, 0)
+    kld, kld_error = _mean(divergence)
     change, change_error = _mean((np.exp(-model.surprise) - np.exp(-base.surprise)) ** 2)
     same, same_error = _mean((model.top == base.top).astype(np.float64))
     weights = sum(math.prod(entry.shape) for entry in checkpoint.entries.values())
@@ -337,9 +338,9 @@ def _score(checkpoint: Checkpoint, base: Likelihoods, model: Divergences) -> Sco
         perplexity_ratio_error=_power(ratio) * ratio_error,
         mean_kld=kld,
         mean_kld_error=kld_error,
-        median_kld=float(np.median(model.kld)),
-        p999_kld=float(np.quantile(model.kld, 0.999)),
-        max_kld=float(model.kld.max()),
+        median_kld=float(np.median(divergence)),
+        p999_kld=float(np.quantile(divergence, 0.999)),
+        max_kld=float(divergence.max()),
         rms_dp=rms,
         # Of a square root: the error of what is under it, times the derivative.
         rms_dp_error=change_error / (2 * rms) if rms else 0.0,

@@ -44,7 +44,8 @@ class Divergences(Likelihoods):
     Attributes
     ----------
     kld : float64 array
-        Kullback-Leibler divergence of the model's probabilities from the source's, in nats.
+        Kullback-Leibler divergence of the model's probabilities from the source's, in nats. Where
+        it is nothing, rounding may make it -1e-9.
     """
 
     kld: Doubles
