@@ -6,9 +6,9 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from phiquant.architectures import spec_from_config
+from phiquant.architectures import ModelSpec, spec_from_config
 from phiquant.codecs import all_codecs, find_codec
-from phiquant.recipes.llama_quantize import assign
+from phiquant.recipes.llama_quantize import assign, needs_importance
 from phiquant.targets.names import GGUF_PRESETS
 
 #: The model that sizes are told for.
@@ -42,9 +42,32 @@ _PRESETS = {
     "q5_k_s": "5-bit super-blocks",
     "q5_1": "5-bit blocks with a minimum, of the older kind",
     "q5_0": "5-bit blocks, of the older kind",
-    "q4_k_m": "4-bit super-blocks, 6 bits where it matters: the usual choice",
+    "q4_k_m": "4-bit super-blocks, 6 bits in places: the usual choice",
     "q4_k_s": "4-bit super-blocks, 5 bits in a few tensors",
     "q4_0": "4-bit blocks, of the older kind: simple and fast",
+    "q4_1": "4-bit blocks with a minimum, of the older kind",
+    "iq4_nl": "4-bit blocks of 32 on a grid that is denser around zero",
+    "iq4_xs": "the same grid in super-blocks, smaller",
+    "q3_k_l": "3-bit super-blocks, 5 bits where it matters",
+    "q3_k_m": "3-bit super-blocks, 4 and 5 bits where it matters",
+    "q3_k_s": "3-bit super-blocks",
+    "iq3_m": "3-bit lattice, 4 bits where it matters",
+    "iq3_s": "3-bit lattice",
+    "iq3_xs": "3-bit lattices mixed; needs importance",
+    "iq3_xxs": "3-bit lattice, the smaller one; needs importance",
+    "q2_k": "2-bit super-blocks, 3 bits where it matters",
+    "q2_k_s": "2-bit super-blocks; needs importance",
+    "iq2_m": "2-bit lattice, 3 bits in places; needs importance",
+    "iq2_s": "2-bit lattice; needs importance",
+    "iq2_xs": "2-bit lattice, smaller; needs importance",
+    "iq2_xxs": "2-bit lattice, the smallest; needs importance",
+    "iq1_m": "under 2 bits; needs importance",
+    "iq1_s": "about 1.6 bits; needs importance",
+    "tq2_0": "ternary weights at 2 bits: for models trained so",
+    "tq1_0": "ternary weights at 1.7 bits: for models trained so",
+    "q2_0": "2-bit blocks of 64, plain",
+    "q1_0": "signs only: for models trained so",
+    "mxfp4_moe": "for mixtures of experts; Phi's matrices become q8_0",
 }
 
 
@@ -75,7 +98,7 @@ def all_targets() -> tuple[TargetFacts, ...]:
     spec = spec_from_config(_EXAMPLE_CONFIG)
     rows = []
     for preset in GGUF_PRESETS:
-        codecs = assign(spec, preset).codecs
+        codecs = assign(spec, preset, importance=_needs_importance(spec, preset)).codecs
         size = sum(
             find_codec(codecs[t.source]).bytes_of(math.prod(t.shape[:-1]), t.shape[-1])
             for t in spec.tensors
@@ -83,6 +106,11 @@ def all_targets() -> tuple[TargetFacts, ...]:
         bits = round(8 * size / spec.parameters, 3)
         rows.append(TargetFacts(f"gguf:{preset}", _PRESETS.get(preset, ""), bits, size))
     return tuple(sorted(rows, key=lambda row: -row.example_bytes))
+
+
+def _needs_importance(spec: ModelSpec, preset: str) -> bool:
+    codecs = assign(spec, preset).codecs
+    return any(needs_importance(t, codecs[t.source], preset) for t in spec.tensors)
 
 
 def to_json() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from phiquant.targets.gguf import Choices, plan_from_gguf, plan_from_model
 from phiquant.targets.gguf_metadata import read_source_facts
 from phiquant.targets.gguf_split import parse_size
 from phiquant.targets.names import Target, gguf_codec, parse_override, parse_target
-from phiquant.tensor import check_quality, refuse_importance
+from phiquant.tensor import check_quality
 from phiquant.tokenizer import load as load_tokenizer
 
 
@@ -79,8 +79,6 @@ def plan(
     targets = [parse_target(text) for text in ([to] if isinstance(to, str) else to)]
     if not targets:
         raise UsageError("no target was given", remedy="Name one, such as to='q4_k_m'.")
-    if importance is not None:
-        refuse_importance()
     overrides = [parse_override(text) for text in ([tensor] if isinstance(tensor, str) else tensor)]
     choices = Choices(
         mix=mix,

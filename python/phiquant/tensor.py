@@ -176,13 +176,6 @@ def quantize(
     return QuantizedTensor(blocks, shape, found)
 
 
-def refuse_importance() -> None:
-    """Until every kernel takes importance, none may look as if it did."""
-    raise UnsupportedError(
-        "importance is not in this version of phiquant", remedy="Leave importance out."
-    )
-
-
 def check_importance(importance: Any) -> NDArray[np.float32]:
     """Importance as a float32 vector.
 
@@ -193,7 +186,6 @@ def check_importance(importance: Any) -> NDArray[np.float32]:
     phiquant.ValueRangeError
         It holds NaN, infinity or negative weights.
     """
-    refuse_importance()
     weights = np.ascontiguousarray(importance, dtype=np.float32)
     if weights.ndim != 1:
         raise ShapeError(f"importance has the shape {weights.shape}; it must be a vector")

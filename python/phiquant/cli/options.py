@@ -95,7 +95,7 @@ _PLANNING = [
         section=_WHAT,
         metavar="FILE",
         type=click.Path(),
-        help="An importance matrix. Not in this version.",
+        help="An importance matrix, as 'phiquant calibrate' or llama-imatrix makes it.",
     ),
     option(
         "--tensor",

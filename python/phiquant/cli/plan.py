@@ -57,10 +57,6 @@ def make_plan(source: str, wishes: Wishes, words: Words) -> Plan:
             "--quality best is not in this version of phiquant",
             remedy="Leave it out: the default gives the bits of the format's own tool.",
         )
-    if wishes["importance"] is not None:
-        raise UnsupportedError(
-            "--importance is not in this version of phiquant", remedy="Leave it out."
-        )
     return phiquant.plan(
         local(source),
         wishes["targets"],
@@ -70,6 +66,7 @@ def make_plan(source: str, wishes: Wishes, words: Words) -> Plan:
         output_type=wishes["output_type"],
         embedding_type=wishes["embedding_type"],
         tensor=wishes["tensor"],
+        importance=None if wishes["importance"] is None else local(wishes["importance"]),
         requantize=wishes["requantize"],
         split_size=wishes["split_size"],
         progress=not words.quiet and is_terminal(sys.stderr),

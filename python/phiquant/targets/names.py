@@ -10,38 +10,14 @@ from pathlib import PurePath
 from typing import Final
 
 from phiquant.errors import UsageError
-from phiquant.recipes.llama_quantize import codec_name
+from phiquant.recipes.llama_quantize import BLOCK, codec_name
 from phiquant.recipes.mixes import ALIASES, CURRENT
 
-#: The ftypes of llama-quantize whose codecs this version can encode.
-GGUF_PRESETS: Final = (
-    "f32",
-    "f16",
-    "bf16",
-    "q8_0",
-    "q4_0",
-    "q5_0",
-    "q5_1",
-    "q4_k_s",
-    "q4_k_m",
-    "q5_k_s",
-    "q5_k_m",
-    "q6_k",
-)
+#: The ftypes of llama-quantize.
+GGUF_PRESETS: Final = tuple(CURRENT)
 
-#: The codecs that this version can encode into a GGUF.
-GGUF_CODECS: Final = (
-    "f32",
-    "f16",
-    "bf16",
-    "q8_0",
-    "q4_0",
-    "q5_0",
-    "q5_1",
-    "q4_k",
-    "q5_k",
-    "q6_k",
-)
+#: The codecs that GGUF tensors can be encoded in.
+GGUF_CODECS: Final = tuple(BLOCK)
 
 # Formats of later versions, with presets that people will try, so that the answer is "not yet" and
 # no guess.
@@ -137,18 +113,14 @@ def parse_override(text: str) -> Override:
 
 
 def gguf_codec(text: str) -> str:
-    """A codec that this version can encode into a GGUF, in phiquant's spelling.
+    """A codec of GGUF in phiquant's spelling.
 
     Raises
     ------
     phiquant.UsageError
-        ggml has no such type, or this version does not encode it.
+        ggml has no such type.
     """
-    name = codec_name(text)
-    if name not in GGUF_CODECS:
-        remedy = f"It encodes {', '.join(GGUF_CODECS)}."
-        raise UsageError(f"this version does not encode {name} yet", remedy=remedy)
-    return name
+    return codec_name(text)
 
 
 def default_output(source_name: str, target: Target) -> str:
@@ -179,9 +151,9 @@ def _gguf_preset(text: str, preset: str) -> str:
     name = ALIASES.get(preset, preset)
     if name in GGUF_PRESETS:
         return name
-    if name in CURRENT or name == "copy":
-        cause = f"'{text}': this version does not make {name.upper()} yet"
-        raise UsageError(cause, remedy=f"It makes {', '.join(GGUF_PRESETS)}.")
+    if name == "copy":
+        cause = f"'{text}': copying is no conversion"
+        raise UsageError(cause, remedy="Name the type of the result, as bf16.")
     raise UsageError(f"'{text}': GGUF has no preset '{preset}'", remedy=_guess(preset))
 
 
