@@ -21,13 +21,13 @@ struct ScaleParametersQ3K {
 /// Without importance: scales are rounded against a super-block's largest.
 template <class Arch>
 class PlainQ3K {
-    static constexpr std::size_t groups = 4;
-    ScaleDescent<Arch, groups> search_;
-    alignas(k_alignment) float scales_[ScaleDescent<Arch, groups>::sub_blocks];
+    using Search = ScaleDescents<Arch, 4>;
+    Search search_;
+    alignas(k_alignment) float scales_[Search::sub_blocks];
 
 public:
     /// Super-blocks that go through the stages together.
-    static constexpr std::size_t unit = ScaleDescent<Arch, groups>::sub_blocks / 16;
+    static constexpr std::size_t unit = Search::sub_blocks / 16;
 
     explicit PlainQ3K(const Rows&) noexcept {}
 
