@@ -5,14 +5,18 @@ from __future__ import annotations
 from phiquant.evaluate.comparison import Comparison, TensorDifference, compare
 from phiquant.evaluate.evaluation import Evaluation, Score, evaluate
 from phiquant.evaluate.gates import Gates, Miss
+from phiquant.evaluate.verification import Check, Verification, verify
 
 __all__ = [
+    "Check",
     "Comparison",
     "Evaluation",
     "Gates",
     "Miss",
     "Score",
     "TensorDifference",
+    "Verification",
     "compare",
     "evaluate",
+    "verify",
 ]
