@@ -15,6 +15,7 @@ function(phiquant_add_arch arch)
   set(target phiquant_kernels_${arch})
   add_library(${target} OBJECT
     ${PROJECT_SOURCE_DIR}/src/kernels/instantiate.cpp
+    ${PROJECT_SOURCE_DIR}/src/kernels/instantiate_best.cpp
     ${PROJECT_SOURCE_DIR}/src/kernels/instantiate_small.cpp)
   target_compile_definitions(${target} PRIVATE PHIQUANT_KERNEL_ARCH=${arch})
   target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR}/src)

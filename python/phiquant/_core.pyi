@@ -19,6 +19,7 @@ def encode_blocks(
     arch: str | None = None,
     out: NDArray[np.uint8] | None = None,
     importance: NDArray[np.float32] | None = None,
+    best: bool = False,
 ) -> NDArray[np.uint8]: ...
 def decode_blocks(
     codec: str,
@@ -54,6 +55,7 @@ def quantize(
     threads: int,
     progress: Callable[[int], None] | None = None,
     importance: NDArray[np.float32] | None = None,
+    best: bool = False,
 ) -> NDArray[np.uint8]: ...
 def dequantize(
     blocks: NDArray[np.uint8],
@@ -68,7 +70,9 @@ def tensor_facts(tensor: object) -> dict[str, Any]: ...
 def execute(
     sources: Sequence[tuple[bytes, int, int, int, int]],
     tensors: Sequence[
-        tuple[str, int, Sequence[tuple[int, str, int, int]], Sequence[tuple[str, int, int, int]]]
+        tuple[
+            str, int, Sequence[tuple[int, str, int, int]], Sequence[tuple[str, int, int, int, bool]]
+        ]
     ],
     files: Sequence[tuple[bytes, int, Sequence[tuple[int, bytes]]]],
     importances: Sequence[NDArray[np.float32]],

@@ -30,6 +30,8 @@ class Codec:
     bits_per_weight : float
     needs_importance : bool
         Whether it cannot be encoded without a weight for each column.
+    has_best : bool
+        Whether ``quality="best"`` is to be had.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Codec:
     ggml_type: int
     bits_per_weight: float
     needs_importance: bool = False
+    has_best: bool = False
 
     def bytes_of(self, rows: int, columns: int) -> int:
         """Bytes of ``rows`` rows of ``columns`` weights.

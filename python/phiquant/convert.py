@@ -43,8 +43,8 @@ def plan(
         A Hugging Face folder, a GGUF file, or a hub id (``owner/name[@revision]``).
     to : str or iterable of str
         Targets, as ``"gguf:q4_k_m"``; a bare llama-quantize name means GGUF.
-    quality : "reference"
-        The bits of the format's own tool.
+    quality : "reference" or "best"
+        The bits of the format's own tool; or scales searched for the least squared error.
     mix : "current" or "published"
         llama-quantize's rules today, or those that the published Phi files were made with.
     pure : bool
@@ -75,12 +75,13 @@ def plan(
     phiquant.FormatError
         A damaged source.
     """
-    check_quality(quality)
+    best = check_quality(quality)
     targets = [parse_target(text) for text in ([to] if isinstance(to, str) else to)]
     if not targets:
         raise UsageError("no target was given", remedy="Name one, such as to='q4_k_m'.")
     overrides = [parse_override(text) for text in ([tensor] if isinstance(tensor, str) else tensor)]
     choices = Choices(
+        best=best,
         mix=mix,
         pure=pure,
         output_type=None if output_type is None else gguf_codec(output_type),

@@ -218,7 +218,7 @@ def _core_tensors(
                 columns,
                 [(entry.file, entry.type, entry.offset, rows)],
                 [
-                    (tensor.codec, number, tensor.offset, importance_index(tensor))
+                    (tensor.codec, number, tensor.offset, importance_index(tensor), tensor.best)
                     for number, tensor in wanted
                 ],
             )

@@ -40,6 +40,8 @@ class PlannedTensor:
         Its place in the file.
     importance : float32 array of the row's length, or None
         Weights of the columns' squared errors.
+    best : bool
+        Whether its scales are searched for (``quality="best"``).
     """
 
     name: str
@@ -50,6 +52,7 @@ class PlannedTensor:
     nbytes: int
     literal: bytes = field(default=b"", repr=False)
     importance: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+    best: bool = False
 
 
 @dataclass(frozen=True)

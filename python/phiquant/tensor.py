@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phiquant import _core
-from phiquant.codecs import Codec, find_codec
+from phiquant.codecs import Codec, all_codecs, find_codec
 from phiquant.errors import ShapeError, UnsupportedError, UsageError, ValueRangeError
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def quantize(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> QuantizedTensor:
-    """Quantize a matrix into blocks along its last axis, with the bits of the format's own tool.
+    """Quantize a matrix into blocks along its last axis.
 
     Parameters
     ----------
@@ -150,8 +150,9 @@ def quantize(
     importance : array_like, shape (n,), optional
         Weight of each column's squared error, as mean squared activations. Codecs whose format's
         own tool ignores it (q8_0, the floats, ...) do so, too.
-    quality : "reference"
-        The bits of the format's own tool. ``"best"`` is not in this version.
+    quality : "reference" or "best"
+        The bits of the format's own tool; or scales searched for the least squared error (each
+        column's times its importance, if there is one), in as many bytes of the same format.
     threads : int, optional
         Workers; one a processor by default. The result does not depend on it.
     progress : callable, optional
@@ -167,11 +168,15 @@ def quantize(
         ``n`` is no multiple of the codec's block size, or ``w`` cannot be read in place.
     phiquant.ValueRangeError
         ``w`` holds NaN, infinity, or values that the codec cannot hold.
+    phiquant.UnsupportedError
+        The codec has no ``"best"``.
     """
     found = find_codec(codec)
-    check_quality(quality)
+    best = check_quality(quality)
+    if best:
+        check_best(found)
     weights = None if importance is None else check_importance(importance)
-    blocks = _core.quantize(w, found.name, check_threads(threads), progress, weights)
+    blocks = _core.quantize(w, found.name, check_threads(threads), progress, weights, best)
     shape = (*blocks.shape[:-1], blocks.shape[-1] // found.block_bytes * found.block_values)
     return QuantizedTensor(blocks, shape, found)
 
@@ -196,13 +201,31 @@ def check_importance(importance: Any) -> NDArray[np.float32]:
     return weights
 
 
-def check_quality(quality: str) -> None:
-    """Refuse what is not built: ``"best"`` is never another name for ``"reference"``."""
-    if quality == "reference":
-        return
-    if quality == "best":
+def check_quality(quality: str) -> bool:
+    """Whether the quality is ``"best"``.
+
+    Raises
+    ------
+    phiquant.UsageError
+        There is no such quality.
+    """
+    if quality not in ("reference", "best"):
+        raise UsageError(f"there is no quality {quality!r}", remedy='Choose "reference" or "best".')
+    return quality == "best"
+
+
+def check_best(codec: Codec, *, tensor: str | None = None) -> None:
+    """Refuse a codec without the search: ``"best"`` is never another name for ``"reference"``.
+
+    Raises
+    ------
+    phiquant.UnsupportedError
+        The codec has none.
+    """
+    if not codec.has_best:
+        known = ", ".join(other.name for other in all_codecs() if other.has_best)
         raise UnsupportedError(
-            'quality="best" is not in this version of phiquant',
-            remedy='quality="reference" gives the bits of the format\'s own tool.',
+            f'quality="best" is not to be had for {codec.name}',
+            tensor=tensor,
+            remedy=f'It is for {known}; quality="reference" is for all codecs.',
         )
-    raise UsageError(f"there is no quality {quality!r}", remedy='Choose "reference".')

@@ -52,7 +52,7 @@ py::array_t<std::uint8_t> encode_blocks(const std::string& name,
                                         const py::array_t<float, py::array::c_style>& values,
                                         const std::optional<std::string>& arch,
                                         const py::object& out,
-                                        const std::optional<Weights>& importance) {
+                                        const std::optional<Weights>& importance, bool best) {
     const codecs::Codec& codec = codec_named(name);
     if (values.ndim() != 2 || values.shape(1) % codec.block_values != 0) {
         throw Error(ErrorKind::shape, "expected two axes, the last a multiple of " +
@@ -68,12 +68,14 @@ py::array_t<std::uint8_t> encode_blocks(const std::string& name,
     }
     const float* weights = importance ? importance->data() : nullptr;
     auto blocks = output_array<std::uint8_t>(out, rows, pipeline::bytes_of(codec, columns));
-    const kernels::Table& table = table_named(arch);
+    const kernels::Kernel& kernel = table_named(arch).*codec.kernel;
+    const kernels::Encode encode = best ? kernel.best : kernel.encode;
+    if (encode == nullptr) throw Error(ErrorKind::unsupported, name + " has no best quality");
     auto* plane = reinterpret_cast<std::byte*>(blocks.mutable_data());
     const float* data = values.data();
     {
         const py::gil_scoped_release released;
-        (table.*codec.kernel).encode({data, rows, columns, weights}, &plane);
+        encode({data, rows, columns, weights}, &plane);
     }
     return blocks;
 }
@@ -120,6 +122,7 @@ void bind_codecs(py::module_& module) {
             row["block_bytes"] = codec.block_bytes;
             row["ggml_type"] = codec.ggml_type;
             row["needs_importance"] = codec.needs_importance;
+            row["has_best"] = (kernels::active().*codec.kernel).best != nullptr;
             row["bits_per_weight"] = codec.bits_per_weight();
             rows.append(row);
         }
@@ -135,7 +138,7 @@ void bind_codecs(py::module_& module) {
     // One thread, no checks of the values: what tests and benchmarks hold against the peers.
     module.def("encode_blocks", &encode_blocks, py::arg("codec"), py::arg("values").noconvert(),
                py::arg("arch") = py::none(), py::arg("out") = py::none(),
-               py::arg("importance") = py::none());
+               py::arg("importance") = py::none(), py::arg("best") = false);
     module.def("decode_blocks", &decode_blocks, py::arg("codec"), py::arg("blocks").noconvert(),
                py::arg("columns"), py::arg("arch") = py::none(), py::arg("out") = py::none());
 }

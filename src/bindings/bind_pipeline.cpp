@@ -19,7 +19,7 @@ namespace {
 using SourceRow =
     std::tuple<std::string, std::uint64_t, std::uint64_t, std::uint64_t, std::int64_t>;
 using PartRow = std::tuple<std::uint32_t, std::string, std::uint64_t, std::uint64_t>;
-using OutputRow = std::tuple<std::string, std::uint32_t, std::uint64_t, std::int64_t>;
+using OutputRow = std::tuple<std::string, std::uint32_t, std::uint64_t, std::int64_t, bool>;
 using TensorRow =
     std::tuple<std::string, std::uint64_t, std::vector<PartRow>, std::vector<OutputRow>>;
 using FileRow =
@@ -36,8 +36,8 @@ pipeline::Plan plan_from(const std::vector<SourceRow>& sources, std::vector<Tens
         for (const auto& [source, codec, offset, rows] : parts) {
             tensor.parts.push_back({source, &codec_named(codec), offset, rows});
         }
-        for (const auto& [codec, file, offset, importance] : outputs) {
-            tensor.outputs.push_back({&codec_named(codec), file, offset, importance});
+        for (const auto& [codec, file, offset, importance, best] : outputs) {
+            tensor.outputs.push_back({&codec_named(codec), file, offset, importance, best});
         }
         plan.tensors.push_back(std::move(tensor));
     }

@@ -13,7 +13,7 @@ namespace {
 
 py::array_t<std::uint8_t> quantize(const py::object& tensor, const std::string& codec,
                                    unsigned threads, const py::object& progress,
-                                   const std::optional<py::array_t<float>>& importance) {
+                                   const std::optional<py::array_t<float>>& importance, bool best) {
     const codecs::Codec& to = codec_named(codec);
     const HeldTensor held = view_tensor(tensor);
     const pipeline::RowView& view = held.view;
@@ -40,7 +40,7 @@ py::array_t<std::uint8_t> quantize(const py::object& tensor, const std::string& 
     const auto observe = watch_progress(progress);
     {
         const py::gil_scoped_release released;
-        pipeline::encode_rows(view, to, weights, out, threads, observe);
+        pipeline::encode_rows(view, to, {weights, best}, out, threads, observe);
     }
     return blocks;
 }
@@ -86,7 +86,8 @@ py::dict tensor_facts(const py::object& tensor) {
 
 void bind_tensor(py::module_& module) {
     module.def("quantize", &quantize, py::arg("tensor"), py::arg("codec"), py::arg("threads"),
-               py::arg("progress") = py::none(), py::arg("importance") = py::none());
+               py::arg("progress") = py::none(), py::arg("importance") = py::none(),
+               py::arg("best") = false);
     module.def("dequantize", &dequantize, py::arg("blocks"), py::arg("codec"), py::arg("shape"),
                py::arg("threads"), py::arg("progress") = py::none());
     module.def("tensor_facts", &tensor_facts, py::arg("tensor"));

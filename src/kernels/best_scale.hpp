@@ -106,9 +106,9 @@ private:
         Batch scale = zero, gain = zero, weight = zero;
         const auto take = [&](const Sums& tried) {
             const auto fits = tried.l2 > zero;
-            const Batch fit =
-                quotient<Arch>(tried.xl, xsimd::select(fits, tried.l2, Batch(1.0f)));
-            const auto better = fits & (fit * tried.xl > gain);
+            const Batch fit = quotient<Arch>(tried.xl, xsimd::select(fits, tried.l2, Batch(1.0f)));
+            const auto better =
+                fits & (fit * tried.xl > gain) & (xsimd::abs(fit) <= Batch(k_largest_value));
             gain = xsimd::select(better, fit * tried.xl, gain);
             scale = xsimd::select(better, fit, scale);
             weight = xsimd::select(better, tried.l2, weight);
@@ -215,9 +215,9 @@ private:
             const Batch middle = Batch::load_aligned(at_.scale.of + j);
             Batch best = middle, error = error_of(tile, g, unit * middle);
             for (const float step : {-1.0f, 1.0f}) {
-                const Batch scale = xsimd::min(
-                    xsimd::max(middle + Batch(step), Batch(Format::lowest_scale)),
-                    Batch(Format::highest_scale));
+                const Batch scale =
+                    xsimd::min(xsimd::max(middle + Batch(step), Batch(Format::lowest_scale)),
+                               Batch(Format::highest_scale));
                 const Batch tried = error_of(tile, g, unit * scale);
                 const auto better = tried < error;
                 error = xsimd::select(better, tried, error);
@@ -243,7 +243,10 @@ private:
         }
         for (std::size_t b = 0; b < blocks; ++b) {
             const float weight = total<Arch, each>(l2, b);
-            if (weight > 0.0f) set_unit(b, total<Arch, each>(xl, b) / weight);
+            // Where the unit overflowed, there are no codes to fit to.
+            if (weight > 0.0f && is_finite<Arch>(error(b))) {
+                set_unit(b, total<Arch, each>(xl, b) / weight);
+            }
         }
     }
 

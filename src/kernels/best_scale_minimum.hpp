@@ -120,7 +120,9 @@ private:
         scale = xsimd::select(bound, alone, scale);
         offset = xsimd::select(bound, zero, offset);
         const Batch gain = scale * sums.xl + offset * wx;
-        const auto better = solvable & (scale > zero) & (gain > fit.gain);
+        const Batch most(k_largest_value);
+        const auto better = solvable & (scale > zero) & (gain > fit.gain) & (scale <= most) &
+                            (zero - offset <= most);
         fit.scale = xsimd::select(better, scale, fit.scale);
         fit.minimum = xsimd::select(better, zero - offset, fit.minimum);
         fit.gain = xsimd::select(better, gain, fit.gain);
@@ -195,9 +197,9 @@ private:
     static XSIMD_INLINE Batch follow(Batch minimum, Batch off, Batch l, Batch w) noexcept {
         const Batch zero(0.0f);
         const auto known = w > zero;
-        return minimum + xsimd::select(known, quotient<Arch>(off * l, xsimd::select(known, w,
-                                                                                   Batch(1.0f))),
-                                       zero);
+        return minimum +
+               xsimd::select(known, quotient<Arch>(off * l, xsimd::select(known, w, Batch(1.0f))),
+                             zero);
     }
 
     static XSIMD_INLINE float largest_of(const PerSubBlock& values, std::size_t b) noexcept {
@@ -229,10 +231,10 @@ private:
             minima[c] = Format::units[c % candidates];
         }
         for (std::size_t c = 0; c < pairs; c += lanes) {
-            const Batch unit = floats_of_halves<Arch>(halves_of<Arch>(
-                quotient<Arch>(Batch(scale), Batch::load_aligned(scales + c))));
-            const Batch minimum_unit = floats_of_halves<Arch>(halves_of<Arch>(
-                quotient<Arch>(Batch(minimum), Batch::load_aligned(minima + c))));
+            const Batch unit = floats_of_halves<Arch>(
+                halves_of<Arch>(quotient<Arch>(Batch(scale), Batch::load_aligned(scales + c))));
+            const Batch minimum_unit = floats_of_halves<Arch>(
+                halves_of<Arch>(quotient<Arch>(Batch(minimum), Batch::load_aligned(minima + c))));
             const Batch inverse = inverse_of<Arch>(unit);
             const Batch minimum_inverse = inverse_of<Arch>(minimum_unit);
             Batch cost(0.0f);
@@ -261,9 +263,9 @@ private:
             const Batch unit = Batch::load_aligned(at_.scale_unit.of + j);
             const Batch wanted = Batch::load_aligned(found_.scale.of + j);
             const Batch scale = whole(inverse_of<Arch>(unit) * wanted);
-            const Batch minimum = follow(Batch::load_aligned(found_.minimum.of + j),
-                                         unit * scale - wanted, Batch::load_aligned(l_.of + j),
-                                         Batch::load_aligned(w_.of + j));
+            const Batch minimum =
+                follow(Batch::load_aligned(found_.minimum.of + j), unit * scale - wanted,
+                       Batch::load_aligned(l_.of + j), Batch::load_aligned(w_.of + j));
             scale.store_aligned(at_.scale.of + j);
             whole(inverse_of<Arch>(Batch::load_aligned(at_.minimum_unit.of + j)) * minimum)
                 .store_aligned(at_.minimum.of + j);
@@ -306,8 +308,7 @@ private:
             const std::size_t j = g * lanes;
             const Batch s = Batch::load_aligned(at_.scale.of + j);
             const Batch m = Batch::load_aligned(at_.minimum.of + j);
-            const Batch inverse =
-                inverse_of<Arch>(Batch::load_aligned(at_.scale_unit.of + j) * s);
+            const Batch inverse = inverse_of<Arch>(Batch::load_aligned(at_.scale_unit.of + j) * s);
             const Batch minimum = Batch::load_aligned(at_.minimum_unit.of + j) * m;
             Sums sums;
             sum<1>(tile, g, &inverse, &minimum, &sums);
@@ -322,7 +323,8 @@ private:
             const float mixed = total<Arch, each>(sm, b);
             const float u = total<Arch, each>(xs, b), v = total<Arch, each>(xm, b);
             const float determinant = a * c - mixed * mixed;
-            if (!(determinant > 0.0f)) continue;
+            // Where a unit overflowed, there are no codes to fit to.
+            if (!(determinant > 0.0f) || !is_finite<Arch>(error(b))) continue;
             const float scale = (u * c - v * mixed) / determinant;
             const float minimum = (u * mixed - v * a) / determinant;
             if (scale > 0.0f && minimum > 0.0f) set_units(b, scale, minimum);

@@ -20,6 +20,11 @@ struct PerSubBlock {
     alignas(k_alignment) float of[k_together];
 };
 
+template <class Arch>
+XSIMD_INLINE bool is_finite(float value) noexcept {
+    return __builtin_fabsf(value) <= 3.4e38f;
+}
+
 /// Inverse of a scale, 0 for 0. Finite, so that it makes 0 of 0.
 template <class Arch>
 XSIMD_INLINE F32<Arch> inverse_of(F32<Arch> scale) noexcept {

@@ -24,6 +24,9 @@ using Decode = void (*)(const std::byte* const* planes, std::uint64_t values, fl
 struct Kernel {
     Encode encode;
     Decode decode;
+    /// Scales searched for the least squared error instead of by the format's own rule; null where
+    /// no such search is built. Weights are the importance itself, or 1.
+    Encode best = nullptr;
 };
 
 struct Table {

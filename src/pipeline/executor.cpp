@@ -141,8 +141,8 @@ private:
                 check_finite(table_, scratch.values(), tile);
                 codes = scratch.source();
             } else {
-                encode(table_, to, scratch.values(), tile, plan_.importance(output), codes,
-                       scratch);
+                encode(table_, to, scratch.values(), tile, {plan_.importance(output), output.best},
+                       codes, scratch);
             }
             TileOutput& report = *reports++;
             if (options_.measure && &to != &from) {

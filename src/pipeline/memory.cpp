@@ -59,7 +59,7 @@ const std::byte* RowView::row(std::uint64_t index) const noexcept {
     return data + offset;
 }
 
-void encode_rows(const RowView& from, const codecs::Codec& to, const float* importance,
+void encode_rows(const RowView& from, const codecs::Codec& to, const Encoding& how,
                  std::byte* blocks, unsigned threads, const Observer& observe) {
     const std::uint64_t columns = from.columns();
     const Tiling tiling(from.rows(), columns);
@@ -75,7 +75,7 @@ void encode_rows(const RowView& from, const codecs::Codec& to, const float* impo
                 if (index >= tiling.count()) return;
                 const Tile tile = tiling[index];
                 const float* values = gather(table, from, tile, scratch);
-                encode(table, to, values, tile, importance,
+                encode(table, to, values, tile, how,
                        blocks + bytes_of(to, tile.row * columns + tile.column), scratch);
                 progress.done.fetch_add(tile.values(), std::memory_order_relaxed);
             }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "codecs/codec.hpp"
+#include "pipeline/stages.hpp"
 
 namespace phiquant::pipeline {
 
@@ -26,9 +27,9 @@ struct RowView {
 using Observer = std::function<void(std::uint64_t values_done)>;
 
 /// Encode all rows into `blocks`, row after row. Throws Error(value) for weights that the codec
-/// cannot hold, or what `observe` throws. `importance` is one weight a column (of at most
-/// k_tile_values), or null.
-void encode_rows(const RowView& from, const codecs::Codec& to, const float* importance,
+/// cannot hold, or what `observe` throws; Error(unsupported) where `how` asks for a search that
+/// the codec lacks. Importance is for rows of at most k_tile_values columns.
+void encode_rows(const RowView& from, const codecs::Codec& to, const Encoding& how,
                  std::byte* blocks, unsigned threads, const Observer& observe);
 
 /// Decode `rows` x `columns` values that stand row after row.

@@ -32,6 +32,7 @@ struct PlannedOutput {
     std::uint32_t file;            ///< index into Plan::files
     std::uint64_t offset;          ///< of the first row's first byte
     std::int64_t importance = -1;  ///< index into Plan::importances, or none
+    bool best = false;             ///< by the search of quality "best", which the codec must have
 };
 
 /// A matrix (a vector is one row): the parts' rows, one after the other, for all its outputs.

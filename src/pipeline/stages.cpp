@@ -69,8 +69,8 @@ void check_finite(const kernels::Table& table, const float* values, const Tile& 
 }
 
 void encode(const kernels::Table& table, const codecs::Codec& codec, const float* values,
-            const Tile& at, const float* importance, std::byte* blocks, Scratch& scratch) {
-    if (codec.needs_importance && importance == nullptr) {
+            const Tile& at, const Encoding& how, std::byte* blocks, Scratch& scratch) {
+    if (codec.needs_importance && how.importance == nullptr) {
         throw Error(ErrorKind::usage,
                     std::string(codec.name) + " cannot be encoded without an importance",
                     "Choose another codec, or give it one: a weight for each column.");
@@ -79,7 +79,12 @@ void encode(const kernels::Table& table, const codecs::Codec& codec, const float
     // One scan in the usual case: whoever is below the codec's bound is finite, too.
     const std::uint64_t large = table.find_exceeding(values, count, codec.largest);
     if (large != count) check_finite(table, values, at);
-    (table.*codec.kernel).encode({values, at.rows, at.columns, importance}, &blocks);
+    const kernels::Kernel& kernel = table.*codec.kernel;
+    const kernels::Encode fit = how.best ? kernel.best : kernel.encode;
+    if (fit == nullptr) {
+        throw Error(ErrorKind::unsupported, std::string(codec.name) + " has no best quality");
+    }
+    fit({values, at.rows, at.columns, how.importance}, &blocks);
     if (large == count) return;
     decode(table, codec, blocks, count, scratch.decoded());
     const std::uint64_t bad = find_lost(codec, values, scratch.decoded(), large, count);

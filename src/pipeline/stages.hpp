@@ -43,10 +43,16 @@ struct ErrorSums {
 void decode(const kernels::Table& table, const codecs::Codec& codec, const std::byte* blocks,
             std::uint64_t values, float* out) noexcept;
 
+/// How to encode: by the codec's own rule, or by the search of quality "best" (which it must have).
+struct Encoding {
+    const float* importance = nullptr;  ///< one weight a column, or null
+    bool best = false;
+};
+
 /// Encode rows after checking that every value is finite and none overflows the codec. Throws
 /// Error(value) that names the row and column (`at` says where in the tensor the tile begins).
 void encode(const kernels::Table& table, const codecs::Codec& codec, const float* values,
-            const Tile& at, const float* importance, std::byte* blocks, Scratch& scratch);
+            const Tile& at, const Encoding& how, std::byte* blocks, Scratch& scratch);
 
 /// Throws Error(value) when a value is NaN or infinite.
 void check_finite(const kernels::Table& table, const float* values, const Tile& at);

@@ -19,7 +19,7 @@ from phiquant.cli.options import (
     threads_option,
 )
 from phiquant.cli.terminal import Words, is_terminal, put, put_json
-from phiquant.errors import UnsupportedError, UsageError
+from phiquant.errors import UsageError
 from phiquant.texts import bytes_text, printable
 
 if TYPE_CHECKING:
@@ -51,11 +51,6 @@ def make_plan(source: str, wishes: Wishes, words: Words) -> Plan:
         raise UsageError(
             "no target was given",
             remedy="Name one, such as --to q4_k_m: 'phiquant formats' lists them.",
-        )
-    if wishes["quality"] == "best":
-        raise UnsupportedError(
-            "--quality best is not in this version of phiquant",
-            remedy="Leave it out: the default gives the bits of the format's own tool.",
         )
     return phiquant.plan(
         local(source),

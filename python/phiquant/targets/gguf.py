@@ -25,6 +25,7 @@ from phiquant.targets import gguf_split
 from phiquant.targets.gguf_metadata import SourceFacts, file_tensors, head, tail, tensor_name
 from phiquant.targets.modelfile import eos_ids, find_license, modelfile
 from phiquant.targets.names import Target, default_output
+from phiquant.tensor import check_best
 from phiquant.tokenizer import Tokenizer, general_name, gguf_metadata
 
 #: A tensor of the file: its name, its source, codec and shape, or the bytes made from the config.
@@ -37,6 +38,7 @@ _FLOATS = ("f32", "f16", "bf16")
 class Choices:
     """What the user said about codecs, beyond the preset."""
 
+    best: bool = False
     mix: MixName = "current"
     pure: bool = False
     output_type: str | None = None
@@ -155,6 +157,8 @@ def _planned(
             codec = assignment.codecs[item.tensor.source]
             rows.append((item.name, item.tensor.source, codec, item.tensor.shape, b""))
     _check_sources(checkpoint, rows, choices.requantize)
+    if choices.best:
+        _check_best(rows)
     parts = [range(len(rows))]
     if choices.split_size is not None:
         sizes = [-(-_nbytes(row[2], row[3]) // alignment) * alignment for row in rows]
@@ -167,7 +171,9 @@ def _planned(
         if len(parts) > 1:
             own += gguf_split.keys(number, len(parts), len(rows))
         members = [rows[index] for index in part]
-        files.append(_planned_file(names[number].name, own, members, weights, alignment))
+        files.append(
+            _planned_file(names[number].name, own, members, weights, choices.best, alignment)
+        )
 
     def places(path: Path) -> list[Path]:
         return gguf_split.paths(path, len(files)) if len(files) > 1 else [path]
@@ -189,6 +195,7 @@ def _planned_file(
     pairs: list[tuple[str, str, Any]],
     rows: list[Row],
     weights: dict[str | None, NDArray[np.float32]],
+    best: bool,
     alignment: int,
 ) -> PlannedFile:
     header, offsets, size = _core.write_gguf_header(
@@ -209,6 +216,7 @@ def _planned_file(
             _nbytes(codec, shape),
             literal,
             weights.get(source),
+            best and find_codec(codec).has_best,
         )
         for (tensor, source, codec, shape, literal), offset in zip(rows, offsets, strict=True)
     )
@@ -268,6 +276,13 @@ def _nbytes(codec: str, shape: tuple[int, ...]) -> int:
     for extent in shape[:-1]:
         rows *= extent
     return find_codec(codec).bytes_of(rows, shape[-1])
+
+
+def _check_best(rows: Sequence[Row]) -> None:
+    """Nothing is searched for in floats; whatever else has no search is refused."""
+    for _, source, codec, _, _ in rows:
+        if codec not in _FLOATS:
+            check_best(find_codec(codec), tensor=source)
 
 
 def _check_sources(
