@@ -26,8 +26,11 @@ from phiquant import _core
 REFERENCE = {
     "q8_0": "quantize_row_q8_0_ref",
     "q4_0": "quantize_row_q4_0_ref",
+    "q4_1": "quantize_row_q4_1_ref",
     "q5_0": "quantize_row_q5_0_ref",
     "q5_1": "quantize_row_q5_1_ref",
+    "q2_k": "quantize_row_q2_K_ref",
+    "q3_k": "quantize_row_q3_K_ref",
     "q4_k": "quantize_row_q4_K_ref",
     "q5_k": "quantize_row_q5_K_ref",
     "q6_k": "quantize_row_q6_K_ref",
