@@ -24,10 +24,10 @@ from places import DATA
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
-# codec: (ggml's name, share of ggml's error that is left on average, the same with importance).
-# Measured: the average, 0.5 % more here, as another trained model would differ as much. With
+# codec: (ggml's name, most of ggml's error that may be left on average, the same with importance).
+# The shares are deterministic; the bounds are the measured ones, rounded up by up to one point. With
 # importance ggml searches, too, and in q3_k and q4_0 finds nearly all that the format allows: the
-# best scale of each sub-block, from a hundred trials, leaves 0.903 and 0.98 in q3_k.
+# best scale of each sub-block, from a hundred trials, leaves 0.903 in q3_k, and 0.98 with importance.
 CODECS: dict[str, tuple[str, float, float]] = {
     "q2_k": ("q2_K", 0.77, 0.93),
     "q3_k": ("q3_K", 0.91, 0.985),
