@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,16 @@ def running(path: Path, *, n_ctx: int = 512, window: int | None = None) -> Itera
         llama_cpp.llama_model_free(model)
 
 
+class _Importance(ctypes.Structure):
+    """llama.h's llama_model_imatrix_data."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("data", ctypes.POINTER(ctypes.c_float)),
+        ("size", ctypes.c_size_t),
+    )
+
+
 def quantize(
     source: Path,
     out: Path,
@@ -152,6 +162,7 @@ def quantize(
     pure: bool = False,
     output_type: str | None = None,
     embedding_type: str | None = None,
+    importance: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """Run llama.cpp's quantizer, which the program llama-quantize is a shell around.
 
@@ -171,6 +182,16 @@ def quantize(
         params.output_tensor_type = _type_id(output_type)
     if embedding_type is not None:
         params.token_embedding_type = _type_id(embedding_type)
+    if importance is not None:
+        # Held by name until the call is over: ctypes keeps pointers, not what they point to.
+        arrays = {name: np.ascontiguousarray(importance[name], np.float32) for name in importance}
+        rows = [
+            (name.encode(), array.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), array.size)
+            for name, array in arrays.items()
+        ]
+        table = (_Importance * (len(rows) + 1))(*rows)
+        field = next(f for f in type(params)._fields_ if f[0] == "imatrix")
+        params.imatrix = ctypes.cast(table, field[1])
     if llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), params):
         raise RuntimeError(last_words())
     return out
