@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Kernels on one core: encoding beside ggml's reference, encoding and decoding beside memcpy, in one run.
 
-    python tests/benchmarks/kernels.py [--mib 64] [--runs 5] [--arch avx2] [--codec q4_k ...]
+    python tests/benchmarks/kernels.py [--mib 64] [--runs 5] [--arch avx2] [--codec q4_k ...] [--importance]
 
 Prints millions of weights a second for ggml's quantize_row_*_ref and for each instruction set, their ratio, and
 float32 bytes a second as a fraction of what memcpy copies a second, out of cache, on the same core. The best of the
@@ -46,6 +46,27 @@ def ggml() -> ctypes.CDLL:
     return ctypes.CDLL(str(next(folder.glob("libggml-base.*"))))
 
 
+def peer_encoder(
+    peer: ctypes.CDLL,
+    codec: str,
+    values: np.ndarray,
+    importance: np.ndarray | None,
+    out: np.ndarray,
+) -> Callable[[], object]:
+    pointer, count = ctypes.c_void_p, ctypes.c_int64
+    if importance is None:
+        plain = getattr(peer, REFERENCE[codec])
+        plain.argtypes, plain.restype = [pointer, pointer, count], None
+        return lambda: plain(values.ctypes.data, out.ctypes.data, values.size)
+    name = REFERENCE[codec].replace("_row", "").removesuffix("_ref")
+    weighted = getattr(peer, name)
+    weighted.argtypes = [pointer, pointer, count, count, pointer]
+    weighted.restype = ctypes.c_size_t
+    return lambda: weighted(
+        values.ctypes.data, out.ctypes.data, *values.shape, importance.ctypes.data
+    )
+
+
 def best(run: Callable[[], object], runs: int) -> float:
     times = []
     for _ in range(runs):
@@ -63,6 +84,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--arch", action="append")
     parser.add_argument("--codec", action="append")
+    parser.add_argument(
+        "--importance", action="store_true", help="by weights of columns; the peer is quantize_*"
+    )
     options = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
@@ -83,28 +107,23 @@ def main() -> None:
     print(
         f"\n{'codec':6} {'arch':9} {'ggml Mw/s':>9} {'ours Mw/s':>9} {'ratio':>6} {'encode/memcpy':>13} {'decode/memcpy':>13}"
     )
+    importance = rng.chisquare(3, COLUMNS).astype(np.float32) if options.importance else None
     for codec in options.codec or REFERENCE:
-        # The search of the K-quants is bound by arithmetic: a sixteenth of the data tells as much.
-        part = values[: max(1, rows // 16)] if codec.endswith("_k") else values
-        reference = getattr(peer, REFERENCE[codec])
-        reference.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
-        reference.restype = None
-        blocks = _core.encode_blocks(codec, part)
+        # Searches are bound by arithmetic: a sixteenth of the data tells as much.
+        searches = codec.endswith("_k") or (importance is not None and codec != "q8_0")
+        part = values[: max(1, rows // 16)] if searches else values
+        blocks = _core.encode_blocks(codec, part, importance=importance)
         expected = np.zeros_like(blocks)
         runs = options.runs
-        peer_seconds = best(
-            lambda: reference(part.ctypes.data, expected.ctypes.data, part.size), runs
-        )
+        reference = peer_encoder(peer, codec, part, importance, expected)
+        peer_seconds = best(reference, runs)
         out = np.zeros_like(blocks)
         for arch in archs:
-            ours = best(lambda: _core.encode_blocks(codec, part, arch, out), runs)
+            ours = best(lambda: _core.encode_blocks(codec, part, arch, out, importance), runs)
             if not np.array_equal(out, expected):
                 raise SystemExit(f"{codec}, {arch}: the bytes differ from ggml's")
             # The peer once more, so that a machine that got slower meanwhile is seen by both.
-            peer_seconds = min(
-                peer_seconds,
-                best(lambda: reference(part.ctypes.data, expected.ctypes.data, part.size), 1),
-            )
+            peer_seconds = min(peer_seconds, best(reference, 1))
             all_blocks = blocks if part is values else np.tile(blocks, (16, 1))
             decode = best(
                 lambda: _core.decode_blocks(
