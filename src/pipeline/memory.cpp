@@ -83,6 +83,8 @@ void encode_rows(const RowView& from, const codecs::Codec& to, const Encoding& h
         [&] {
             if (observe) observe(progress.done.load(std::memory_order_relaxed));
         });
+    // The last worker may have finished while the observer was at work.
+    if (observe) observe(progress.done.load(std::memory_order_relaxed));
 }
 
 void decode_rows(const codecs::Codec& from, const std::byte* blocks, std::uint64_t rows,
@@ -106,6 +108,8 @@ void decode_rows(const codecs::Codec& from, const std::byte* blocks, std::uint64
         [&] {
             if (observe) observe(progress.done.load(std::memory_order_relaxed));
         });
+    // The last worker may have finished while the observer was at work.
+    if (observe) observe(progress.done.load(std::memory_order_relaxed));
 }
 
 }  // namespace phiquant::pipeline
