@@ -3,8 +3,8 @@
 
     presets.py [--threads N]
 
-Each preset is converted from tests/data and evaluated beside its source on the built-in text, in windows of 512. The
-tables stand between the page's two marks; the numbers do not depend on how busy the machine is.
+Each preset is converted from tests/data and evaluated beside its source on eight windows of the built-in text, of 512
+tokens each. Presets that need an importance matrix get the fixture's own, which is of another text. The tables stand between the page's two marks; the numbers do not depend on how busy the machine is.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from phiquant.targets.names import GGUF_PRESETS
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "evaluation.md"
+TOKENS = 4096
 BEGIN, END = "<!-- presets: tests/benchmarks/presets.py -->\n", "<!-- /presets -->\n"
 
 
@@ -33,6 +34,17 @@ def processor() -> str:
         return platform.processor() or platform.machine()
     match = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
     return match[1] if match else platform.machine()
+
+
+def convert(source: pathlib.Path, preset: str, folder: pathlib.Path) -> pathlib.Path:
+    """The preset's file, marked where it was made with an importance matrix."""
+    path = folder / f"{source.name}-{preset}.gguf"
+    try:
+        pq.convert(source, preset, path)
+    except pq.UsageError:
+        path = folder / f"{source.name}-{preset} (importance).gguf"
+        pq.convert(source, preset, path, importance=source / "imatrix.gguf")
+    return path
 
 
 def markdown(fixture: str, result: Evaluation) -> str:
@@ -66,11 +78,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         for fixture in ("phi35", "phi4mini"):
             source = ROOT / "tests" / "data" / fixture
-            models = []
-            for preset in GGUF_PRESETS:
-                models.append(pathlib.Path(name) / f"{fixture}-{preset}.gguf")
-                pq.convert(source, preset, models[-1])
-            result = evaluate(models, source, threads=chosen.threads, progress=sys.stderr.isatty())
+            models = [convert(source, preset, pathlib.Path(name)) for preset in GGUF_PRESETS]
+            result = evaluate(
+                models,
+                source,
+                tokens=TOKENS,
+                threads=chosen.threads,
+                progress=sys.stderr.isatty(),
+            )
             tables.append(markdown(fixture, result))
     machine = (
         f"Measured with phiquant {pq.__version__} and NumPy {np.__version__} on {processor()} "
