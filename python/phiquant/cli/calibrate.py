@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -20,7 +18,7 @@ from phiquant.cli.options import (
     quiet_option,
     source_argument,
 )
-from phiquant.cli.progress import INTERVAL
+from phiquant.cli.shares import watcher
 from phiquant.cli.terminal import Words, is_terminal, put_json, put_path
 
 _EXAMPLES = """\b
@@ -129,7 +127,7 @@ def command(
             tokenizer=tokenizer,
             threads=threads,
             overwrite=overwrite,
-            progress=shown or (False if quiet else _lines(words)),
+            progress=watcher(words, "all layers"),
         )
     except KeyboardInterrupt:
         if unfinished.exists():
@@ -145,21 +143,3 @@ def command(
     words.command(
         "Use it", f"phiquant convert {shlex.quote(source)} --to q4_k_m --importance {place}"
     )
-
-
-def _lines(words: Words) -> Callable[[int, int], None]:
-    """A line now and then, for logs."""
-    begin = last = time.monotonic()
-    first: int | None = None
-
-    def report(done: int, total: int) -> None:
-        nonlocal last, first
-        now = time.monotonic()
-        first = done if first is None else first
-        if now - last < INTERVAL or done <= first:
-            return
-        last = now
-        left = (now - begin) * (total - done) / (done - first)
-        words.say(f"phiquant: {done / total:.0%} of all layers, about {left:.0f} s to go")
-
-    return report

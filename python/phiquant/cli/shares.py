@@ -24,14 +24,16 @@ def watcher(words: Words, about: str) -> bool | Callable[[int, int], None]:
     if is_terminal(sys.stderr):
         return True
     begin = last = time.monotonic()
+    first: int | None = None  # more than nothing where a run goes on from an earlier one
 
     def report(done: int, total: int) -> None:
-        nonlocal last
+        nonlocal last, first
         now = time.monotonic()
-        if now - last < INTERVAL or done <= 0:
+        first = done if first is None else first
+        if now - last < INTERVAL or done <= first:
             return
         last = now
-        left = (now - begin) * (total - done) / done
+        left = (now - begin) * (total - done) / (done - first)
         words.say(f"phiquant: {done / total:.0%} of {about}, about {left:.0f} s to go")
 
     return report
