@@ -78,6 +78,16 @@ void SourceFile::read(std::span<std::byte> out, std::uint64_t offset) const {
     }
 }
 
+void SourceFile::will_read(std::uint64_t offset, std::uint64_t bytes) const noexcept {
+#if defined(__linux__)
+    ::posix_fadvise(descriptor_, static_cast<off_t>(offset), static_cast<off_t>(bytes),
+                    POSIX_FADV_WILLNEED);
+#else
+    static_cast<void>(offset);
+    static_cast<void>(bytes);
+#endif
+}
+
 void SourceFile::check_unchanged() const {
     struct stat open_file{}, named_file{};
     if (::fstat(descriptor_, &open_file) != 0)

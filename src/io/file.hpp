@@ -33,6 +33,9 @@ public:
     /// when it was planned.
     void read(std::span<std::byte> out, std::uint64_t offset) const;
 
+    /// Say that these bytes will be read soon. A hint: nothing is waited for, nothing can fail.
+    void will_read(std::uint64_t offset, std::uint64_t bytes) const noexcept;
+
     /// Throws Error(changed) when the open file, or what its path now names, is not as it was.
     void check_unchanged() const;
 

@@ -81,6 +81,14 @@ sys.exit(not same)
 """
 
 
+def warm(paths: list[str]) -> None:
+    """Bring files into the page cache, where writing others may have pushed them out."""
+    for path in paths:
+        with open(path, "rb", buffering=0) as file:
+            while file.read(1 << 24):
+                pass
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--work", type=Path, required=True)
@@ -102,10 +110,7 @@ def main() -> None:
             make + (["--layers", str(options.layers)] if options.layers else []), check=True
         )
     shards = sorted(str(path) for path in source.glob("*.safetensors"))
-    for shard in shards:  # into the page cache
-        with open(shard, "rb", buffering=0) as file:
-            while file.read(1 << 24):
-                pass
+    warm(shards)
     print(
         f"{platform.platform()}, {os.cpu_count()} cores, {sum(map(os.path.getsize, shards)) / 1e9:.2f} GB source"
     )
@@ -125,6 +130,7 @@ def main() -> None:
         ]
         for _ in range(options.runs if options.runs < 3 else 2):
             middle.unlink(missing_ok=True)
+            warm(shards)
             seconds, memory = timed(command)
             convert_times.append(seconds)
         print(
@@ -137,6 +143,7 @@ def main() -> None:
         peak = 0
         for _ in range(options.runs):
             ours.unlink(missing_ok=True)
+            warm(shards)
             seconds, memory = timed(
                 [
                     sys.executable,
@@ -155,6 +162,7 @@ def main() -> None:
             peak = max(peak, memory)
             size = ours.stat().st_size
             copy.unlink(missing_ok=True)
+            warm(shards)
             times["copy"].append(
                 timed([sys.executable, "-c", COPY, str(copy), str(size), *shards])[0]
             )
