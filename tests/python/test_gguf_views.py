@@ -13,6 +13,7 @@ import pytest
 
 import llama_cpp_peer as peer
 import phiquant as pq
+from phiquant import _core
 from places import DATA, FIXTURES, PRESETS
 
 FLOATS = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
@@ -97,20 +98,22 @@ def test_tensors_are_views_of_the_file(preset: str, converted: Any, tmp_path: Pa
     assert view[0] == 1234.5
 
 
-def test_types_that_are_not_decoded_are_views_too(converted: Any, tmp_path: Path) -> None:
-    """A file of llama.cpp's with Q3_K in it: whole in view, copied whole, and refused by name."""
-    path = peer.quantize(converted("phi35", "bf16"), tmp_path / "q3_k_m.gguf", 12)
+def test_types_that_are_not_decoded_are_views_too(tmp_path: Path) -> None:
+    """Q8_1 is for activations: whole in view, copied whole, and refused by name."""
+    metadata = [("general.architecture", "string", "phi3")]
+    header, offsets, size = _core.write_gguf_header(metadata, [("x.weight", (256, 4), 9)], 32)
+    data = np.random.default_rng(0).integers(0, 256, 4 * 8 * 36, np.uint8).tobytes()
+    path = tmp_path / "x.gguf"
+    path.write_bytes((header + data).ljust(size, b"\0"))
+    assert offsets == [len(header)]
     checkpoint = pq.open(path)
-    tensor, entry = checkpoint["token_embd.weight"], checkpoint.entries["token_embd.weight"]
-    assert (entry.type, tensor.codec.name, tensor.shape) == ("q3_k", "q3_k", (4096, 256))
-    assert tensor.data.shape == (4096, 110)
+    tensor, entry = checkpoint["x.weight"], checkpoint.entries["x.weight"]
+    assert (entry.type, tensor.codec.name, tensor.shape) == ("q8_1", "q8_1", (4, 256))
+    assert tensor.data.tobytes() == data
     assert not tensor.data.flags.owndata
-    with pytest.raises(pq.UnsupportedError, match="q3_k is not decoded"):
+    with pytest.raises(pq.UnsupportedError, match="q8_1 is not decoded"):
         tensor.dequantize()
-    with pytest.raises(pq.UnsupportedError, match=r"token_embd\.weight.*q3_k"):
-        pq.convert(path, "q4_0", tmp_path / "x.gguf", requantize=True)
-    metadata = {key: (checkpoint.metadata_types[key], v) for key, v in checkpoint.metadata.items()}
-    copy = pq.gguf.write(tmp_path / "copy.gguf", checkpoint, metadata)
+    copy = pq.gguf.write(tmp_path / "copy.gguf", checkpoint, {"general.architecture": "phi3"})
     assert copy.read_bytes() == path.read_bytes()
 
 
