@@ -10,8 +10,8 @@
 namespace phiquant::codecs {
 
 enum class Grid : std::uint8_t {
-    floating,      ///< no blocks: each value by itself
-    scale,         ///< codes times a scale a block
+    floating,       ///< no blocks: each value by itself
+    scale,          ///< codes times a scale a block
     scale_minimum,  ///< codes times a scale a block, plus a minimum
     levels,         ///< codes name unevenly spaced levels, times a scale a block
     lattice         ///< codes name points, each the levels of several values, times a scale a block

@@ -1,4 +1,5 @@
-// How far decoded values are from the original ones: sums that do not depend on the instruction set.
+// How far decoded values are from the original ones: sums that do not depend on the instruction
+// set.
 #pragma once
 
 #include "kernels/simd.hpp"
