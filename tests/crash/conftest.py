@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from faulty_runs import Runs
 
+import child_signals
 from tiny_model import write_model
 
 HERE = Path(__file__).parent
@@ -49,6 +50,7 @@ def faulty_runs(shim: Path, model: Path, tmp_path: Path) -> Runs:
             capture_output=True,
             text=True,
             timeout=300,
+            preexec_fn=child_signals.heed,
         )
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]

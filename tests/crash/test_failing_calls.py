@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from faulty_runs import MODES, OLD, Runs, contents
 
+import child_signals
 import phiquant as pq
 
 CALLS = ["open", "fallocate", "ftruncate", "pwrite", "sync_wait", "fsync", "link", "rename"]
@@ -195,6 +196,7 @@ def test_the_command_tells_by_words_and_exit_code(
         env={**os.environ, **told},
         capture_output=True,
         text=True,
+        preexec_fn=child_signals.heed,
     )
     assert done.returncode == code, done
     assert re.search(words, done.stderr), done

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from cli_process import OnTerminal, environment
 
+import child_signals
 import phiquant as pq
 from phiquant.cli.entry import run
 from phiquant.cli.progress import INTERVAL, Lines
@@ -55,6 +56,7 @@ def signalled(number: int, *args: str, cwd: Path) -> subprocess.CompletedProcess
         capture_output=True,
         text=True,
         timeout=120,
+        preexec_fn=child_signals.heed,
     )
 
 
