@@ -34,6 +34,8 @@ REFERENCE = {
     "q4_k": "quantize_row_q4_K_ref",
     "q5_k": "quantize_row_q5_K_ref",
     "q6_k": "quantize_row_q6_K_ref",
+    "iq4_nl": "quantize_row_iq4_nl_ref",
+    "iq4_xs": "quantize_row_iq4_xs_ref",
 }
 COLUMNS = 4096
 
@@ -54,7 +56,8 @@ def peer_encoder(
     out: np.ndarray,
 ) -> Callable[[], object]:
     pointer, count = ctypes.c_void_p, ctypes.c_int64
-    if importance is None:
+    # The plain iq4 functions do not search; llama-quantize calls the others, importance or not.
+    if importance is None and not codec.startswith("iq"):
         plain = getattr(peer, REFERENCE[codec])
         plain.argtypes, plain.restype = [pointer, pointer, count], None
         return lambda: plain(values.ctypes.data, out.ctypes.data, values.size)
@@ -62,9 +65,8 @@ def peer_encoder(
     weighted = getattr(peer, name)
     weighted.argtypes = [pointer, pointer, count, count, pointer]
     weighted.restype = ctypes.c_size_t
-    return lambda: weighted(
-        values.ctypes.data, out.ctypes.data, *values.shape, importance.ctypes.data
-    )
+    by = None if importance is None else importance.ctypes.data
+    return lambda: weighted(values.ctypes.data, out.ctypes.data, *values.shape, by)
 
 
 def best(run: Callable[[], object], runs: int) -> float:
@@ -110,7 +112,11 @@ def main() -> None:
     importance = rng.chisquare(3, COLUMNS).astype(np.float32) if options.importance else None
     for codec in options.codec or REFERENCE:
         # Searches are bound by arithmetic: a sixteenth of the data tells as much.
-        searches = codec.endswith("_k") or (importance is not None and codec != "q8_0")
+        searches = (
+            codec.endswith("_k")
+            or codec.startswith("iq")
+            or (importance is not None and codec != "q8_0")
+        )
         part = values[: max(1, rows // 16)] if searches else values
         blocks = _core.encode_blocks(codec, part, importance=importance)
         expected = np.zeros_like(blocks)
