@@ -13,13 +13,11 @@ from typing import Any
 
 from phiquant import _core
 from phiquant.errors import PhiquantError
+from phiquant.runtimes import runtimes
 from phiquant.tensor import default_threads
 from phiquant.texts import bytes_text
 
 _DEPENDENCIES = ("numpy", "ml_dtypes", "huggingface_hub", "click", "tqdm")
-
-# Distribution, what it is for, and how to get it.
-_RUNTIMES = (("llama-cpp-python", "runs GGUF files from Python", "pip install 'phiquant[llama]'"),)
 
 # Programs that run what phiquant writes.
 _PROGRAMS = ("llama-cli", "llama-server", "ollama")
@@ -183,10 +181,11 @@ def _packages() -> list[Finding]:
 def _runtimes() -> list[Finding]:
     """What runs the results. None of it is needed to make them, so nothing here is a problem."""
     findings = []
-    for name, about, install in _RUNTIMES:
-        version = _version(name)
-        value = version or f"not installed ({about}): {install}"
-        findings.append(Finding("runtimes", name, value, {"version": version, "install": install}))
+    for one in runtimes():
+        version = _version(one.distribution)
+        value = version or f"not installed (runs {one.runs} from Python): {one.install}"
+        data = {"version": version, "install": one.install}
+        findings.append(Finding("runtimes", one.distribution, value, data))
     for name in _PROGRAMS:
         path = shutil.which(name)
         findings.append(Finding("runtimes", name, path or "not on PATH", {"path": path}))

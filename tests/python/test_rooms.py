@@ -114,7 +114,10 @@ def test_no_heavy_peer_is_imported_at_run_time():
         "safetensors",
     }
     for name, path in modules().items():
-        for node in ast.walk(ast.parse(path.read_text())):
+        tree = ast.parse(path.read_text())
+        # A runtime imports its peer when it is asked to run something, inside a function.
+        own = name.startswith("phiquant.runtimes.")
+        for node in tree.body if own else ast.walk(tree):
             names = []
             if isinstance(node, ast.Import):
                 names = [a.name for a in node.names]

@@ -11,23 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phiquant.checkpoint import Checkpoint, open_checkpoint
-from phiquant.errors import FormatError, UnsupportedError, UsageError
+from phiquant.errors import FormatError, UsageError
 from phiquant.evaluate.evaluation import BUILT_IN
 from phiquant.measure.windows import read_text, windows
 from phiquant.reference import Decoder
-from phiquant.runtimes.llama_cpp import LlamaCpp
+from phiquant.runtimes import Runtime, runtime_of
 from phiquant.texts import table
 
 # Enough to see a wrong rope, norm or order of rows, and quick at four billion weights.
 _CONTEXT, _WINDOWS, _GREEDY = 128, 2, 16
 _CHARACTERS = 2000
 
-# Mean divergence between the runtime's answers and those of the same weights in float32. llama.cpp
-# rounds activations to 8 bits: measured up to 3e-4 on the test models; there a rope base that is
-# wrong by a factor of two makes 0.006 to 0.013.
-_ARITHMETIC = 0.005
 # How much less likely than the best token a greedy choice may be, in nats: near ties are decided by
-# that rounding.
+# how the runtime rounds.
 _TIE = 0.5
 
 
@@ -96,12 +92,12 @@ def verify(
     tokenizer: str | os.PathLike[str] | None = None,
     threads: int | None = None,
 ) -> Verification:
-    """Load a GGUF into llama.cpp, and compare its tokens, logits and greedy text.
+    """Load an output into its runtime, and compare its tokens, logits and greedy text.
 
     Parameters
     ----------
     output : str or path
-        A GGUF file.
+        What a runtime of :mod:`phiquant.runtimes` runs: a GGUF file.
     against : str, path or Checkpoint
         What it was made from.
     tokenizer : str or path, optional
@@ -116,15 +112,13 @@ def verify(
     Raises
     ------
     phiquant.UnsupportedError
-        The output has no runtime here, or llama-cpp-python is not installed.
+        The output has no runtime here, or it is not installed.
     phiquant.FormatError, phiquant.UsageError
         A file is damaged, or they are different models.
     """
     model = Decoder(open_checkpoint(output), threads=threads)
-    if model.checkpoint.format != "gguf":
-        raise UnsupportedError(
-            "is no GGUF, and this version runs no other outputs", file=model.checkpoint.path
-        )
+    runtime = runtime_of(Path(model.checkpoint.path))
+    runtime.package()  # before the long work, where it is missing
     checkpoint = against if isinstance(against, Checkpoint) else open_checkpoint(against)
     source = Decoder(checkpoint, threads=threads)
     mine, its = _size(model), _size(source)
@@ -138,7 +132,7 @@ def verify(
     # that they are wrong.
     spec = replace(source.spec, tensors=model.spec.tensors, tied=model.spec.tied)
     model = Decoder(model.checkpoint, spec, threads=threads)
-    # llama.cpp attends to all tokens, whatever window the file names: stay below it.
+    # llama.cpp attends to all tokens, whatever window the file names: stay below it, everywhere.
     context = min(_CONTEXT, spec.attention.window or _CONTEXT, spec.context) // 2 * 2
     text = read_text(BUILT_IN)
     ids = windows(
@@ -149,24 +143,26 @@ def verify(
         tokens=_WINDOWS * context,
         tokenizer=tokenizer,
     )
-    checks = tuple(_checks(model, source, ids, text))
-    return Verification(str(model.checkpoint.path), str(checkpoint.path), "llama.cpp", checks)
+    checks = tuple(_checks(runtime, model, source, ids, text))
+    return Verification(str(model.checkpoint.path), str(checkpoint.path), runtime.name, checks)
 
 
 def _size(decoder: Decoder) -> tuple[int, int, int]:
     return decoder.spec.layers, decoder.spec.hidden_size, decoder.spec.vocabulary
 
 
-def _checks(model: Decoder, source: Decoder, ids: NDArray[np.int64], text: str) -> list[Check]:
+def _checks(
+    runtime: Runtime, model: Decoder, source: Decoder, ids: NDArray[np.int64], text: str
+) -> list[Check]:
     count, context = ids.shape
     path, half = Path(model.checkpoint.path), context // 2
     try:
-        runtime = LlamaCpp(path, context=context, threads=model.threads)
+        loaded = runtime.load(path, context=context, threads=model.threads, exact=True)
     except FormatError as error:
-        return [Check("loads", False, error.cause, "loads", "llama.cpp's own words")]
-    with runtime:
+        return [Check("loads", False, error.cause, "loads", f"{runtime.name}'s own words")]
+    with loaded:
         checks = [Check("loads", True, "loaded", "loads", "")]
-        size = runtime.vocabulary
+        size = loaded.vocabulary
         checks.append(
             Check(
                 *("vocabulary", size == model.spec.vocabulary, str(size)),
@@ -175,7 +171,7 @@ def _checks(model: Decoder, source: Decoder, ids: NDArray[np.int64], text: str) 
         )
         if not checks[-1].passed:
             return checks
-        tokens = runtime.tokenize(text[:_CHARACTERS])
+        tokens = loaded.tokenize(text[:_CHARACTERS])
         wanted = ids.reshape(-1)[: len(tokens) - 1]  # the cut may change the last one
         # Windows begin with a BOS where the model has one.
         counted = np.arange(len(wanted)) % context > 0
@@ -186,11 +182,9 @@ def _checks(model: Decoder, source: Decoder, ids: NDArray[np.int64], text: str) 
                 "tokenizer.json decides",
             )
         )
-        rows = np.stack([runtime.logits(window, half + 1) for window in ids])
-        sequence = list(ids[0, :half])
+        rows = np.stack([loaded.logits(window, half + 1) for window in ids])
         greedy = min(_GREEDY, half)
-        for _ in range(greedy):
-            sequence.append(int(runtime.logits(np.array(sequence), 1)[0].argmax()))
+        sequence = [*ids[0, :half], *loaded.greedy(ids[0, :half], greedy)]
     # What comes later changes nothing: the greedy text goes with the windows, filled up.
     last = np.array([*sequence, *[0] * (context - len(sequence))])
     ours = model(np.concatenate([ids, last[None]]), last=half + 1)
@@ -198,15 +192,20 @@ def _checks(model: Decoder, source: Decoder, ids: NDArray[np.int64], text: str) 
     nearness = _mean_kld(ours[:count], rows)
     checks.append(
         Check(
-            *("logits", nearness <= _ARITHMETIC, f"KLD {nearness:.5f}", f"{_ARITHMETIC}"),
-            "of its weights in float32: llama.cpp rounds activations",
+            *(
+                "logits",
+                nearness <= runtime.divergence,
+                f"KLD {nearness:.5f}",
+                f"{runtime.divergence}",
+            ),
+            f"of its weights in float32: {runtime.arithmetic}",
         )
     )
     lost, lost_here = _mean_kld(theirs, ours[:count]), _mean_kld(theirs, rows)
     checks.append(
         Check(
-            *("source", lost_here <= lost + _ARITHMETIC, f"KLD {lost_here:.5f}"),
-            f"{lost + _ARITHMETIC:.5f}",
+            *("source", lost_here <= lost + runtime.divergence, f"KLD {lost_here:.5f}"),
+            f"{lost + runtime.divergence:.5f}",
             "what its weights lost, and that rounding",
         )
     )
