@@ -118,7 +118,7 @@ def verify(
     """
     model = Decoder(open_checkpoint(output), threads=threads)
     runtime = runtime_of(Path(model.checkpoint.path))
-    runtime.package()  # before the long work, where it is missing
+    runtime.require()  # before the long work, where it is missing
     checkpoint = against if isinstance(against, Checkpoint) else open_checkpoint(against)
     source = Decoder(checkpoint, threads=threads)
     mine, its = _size(model), _size(source)

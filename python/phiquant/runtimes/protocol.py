@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
@@ -161,6 +162,21 @@ class Runtime(ABC):
         """The command that installs it."""
         return f"pip install 'phiquant[{self.extra}]'"
 
+    def require(self) -> None:
+        """See that the Python package is installed, without importing it.
+
+        Raises
+        ------
+        phiquant.UnsupportedError
+            It is not; the error has the command that installs it.
+        """
+        try:
+            found = importlib.util.find_spec(self.module.split(".")[0])
+        except ValueError:  # a module without a spec stands in its place
+            found = None
+        if found is None:
+            raise self._missing()
+
     def package(self) -> Any:
         """Import and give the Python package.
 
@@ -173,13 +189,16 @@ class Runtime(ABC):
             return importlib.import_module(self.module)
         except ModuleNotFoundError as error:
             if (error.name or "").split(".")[0] == self.module.split(".")[0]:
-                raise UnsupportedError(
-                    f"{self.distribution} is not installed, and it runs {self.runs}",
-                    remedy=f"Install it: {self.install}",
-                ) from None
+                raise self._missing() from None
             raise self._broken(error) from error
         except Exception as error:  # packages with libraries of their own raise whatever they like
             raise self._broken(error) from error
+
+    def _missing(self) -> UnsupportedError:
+        return UnsupportedError(
+            f"{self.distribution} is not installed, and it runs {self.runs}",
+            remedy=f"Install it: {self.install}",
+        )
 
     def _broken(self, error: Exception) -> UnsupportedError:
         words = " ".join(f"{type(error).__name__}: {error}".split())[:300]
