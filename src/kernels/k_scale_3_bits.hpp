@@ -21,18 +21,17 @@ struct ScaleParametersQ3K {
 /// Without importance: scales are rounded against a super-block's largest.
 template <class Arch>
 class PlainQ3K {
-    using Search = ScaleDescents<Arch, 4>;
-    Search search_;
-    alignas(k_alignment) float scales_[Search::sub_blocks];
-
 public:
     /// Super-blocks that go through the stages together.
-    static constexpr std::size_t unit = Search::sub_blocks / 16;
+    static constexpr std::size_t unit = 16;
 
     explicit PlainQ3K(const Rows&) noexcept {}
 
     /// The second argument is the number of the unit's first super-block.
-    void search(const float* values, std::uint64_t) noexcept { search_.run(values, scales_); }
+    void search(const float* values, std::uint64_t, std::size_t count) noexcept {
+        Search::run(values, count * 16, scales_);
+        codes_of_ = unit;
+    }
 
     void round(std::size_t b, ScaleParametersQ3K& out) const noexcept {
         const float* scales = scales_ + b * 16;
@@ -55,11 +54,24 @@ public:
         }
     }
 
-    /// The search's own codes of a sub-block.
-    void keep_codes(std::size_t b, std::size_t j, const float*,
-                    std::uint8_t* codes) const noexcept {
-        for (std::size_t i = 0; i < 16; ++i) codes[i] = search_.code(b * 16 + j, i);
+    /// The search's own codes of a sub-block; `values` are the super-block's. They are seldom
+    /// asked for: the search is run again rather than to store all codes.
+    void keep_codes(std::size_t b, std::size_t j, const float* values,
+                    std::uint8_t* codes) noexcept {
+        if (codes_of_ != b) {
+            for (std::size_t i = 0; i < k_super_block; i += F32<Arch>::size * 16) {
+                Search::run_for_codes(values + i, codes_ + i);
+            }
+            codes_of_ = b;
+        }
+        std::memcpy(codes, codes_ + j * 16, 16);
     }
+
+private:
+    using Search = ScaleDescents<Arch, unit * 16>;
+    alignas(k_alignment) float scales_[unit * 16];
+    std::size_t codes_of_ = unit;  // the super-block of
+    std::uint8_t codes_[k_super_block];
 };
 
 /// With importance: scales are fitted to what the search found, one lane a super-block.
@@ -71,7 +83,13 @@ public:
     explicit WeightedQ3K(const Rows& rows) noexcept
         : importance_(rows.importance), super_blocks_(rows.columns / k_super_block) {}
 
-    void search(const float* values, std::uint64_t super_block) noexcept {
+    void search(const float* values, std::uint64_t super_block, std::size_t count) noexcept {
+        alignas(k_alignment) float padded[unit * k_super_block];
+        if (count < unit) {
+            std::memset(padded, 0, sizeof(padded));
+            std::memcpy(padded, values, count * k_super_block * sizeof(float));
+            values = padded;
+        }
         const auto place = [values](std::size_t b) { return values + b * k_super_block; };
         const F32<Arch> squares = sum_squares<Arch>(place, k_super_block);
         alignas(k_alignment) float variance[unit];
@@ -146,7 +164,7 @@ void unpack_scales(const std::uint8_t* in, std::uint8_t* scales) noexcept {
 /// The codes (0 to 7) of a super-block, against the parameters as stored; sub-blocks whose scale
 /// is zero keep the search's.
 template <class Arch, class Stages>
-void round_codes(const float* values, const ScaleParametersQ3K& parameters, const Stages& stages,
+void round_codes(const float* values, const ScaleParametersQ3K& parameters, Stages& stages,
                  std::size_t b, std::uint8_t* codes) noexcept {
     using Batch = F32<Arch>;
     constexpr std::size_t lanes = Batch::size;
@@ -182,14 +200,7 @@ void encode_q3_k(const Rows& rows, BlockQ3K* block) noexcept {
         const std::size_t count = left < unit ? static_cast<std::size_t>(left) : unit;
         // The search is long and reads nothing new: have the next values come meanwhile.
         if (left >= 2 * unit) prefetch<Arch>(values + unit * k_super_block, unit * k_super_block);
-        if (count == unit) {
-            stages.search(values, done);
-        } else {
-            alignas(k_alignment) float padded[unit * k_super_block];
-            std::memset(padded, 0, sizeof(padded));
-            std::memcpy(padded, values, count * k_super_block * sizeof(float));
-            stages.search(padded, done);
-        }
+        stages.search(values, done, count);
         for (std::size_t b = 0; b < count; ++b) {
             ScaleParametersQ3K parameters;
             alignas(k_alignment) std::uint8_t codes[k_super_block];
