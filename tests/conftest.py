@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from places import DATA, GOLDEN
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of measurements for this session alone: tests know nothing of the user's own."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["PHIQUANT_CACHE"] = str(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,14 @@ import sys
 import click
 
 from phiquant.cli.commands import local
-from phiquant.cli.options import SETTINGS, Command, json_option, option, quiet_option
+from phiquant.cli.options import (
+    SETTINGS,
+    Command,
+    json_option,
+    option,
+    quiet_option,
+    workers_option,
+)
 from phiquant.cli.shares import watcher
 from phiquant.cli.terminal import Words, is_terminal, put, put_json, width
 
@@ -27,13 +34,7 @@ Examples:
     is_flag=True,
     help="On a terminal, too, a row for every tensor: layers that are alike share rows else.",
 )
-@option(
-    "--threads",
-    section="How to run",
-    metavar="N",
-    type=click.IntRange(1, 1024),
-    help="Workers; one a processor by default.",
-)
+@workers_option
 @json_option
 @quiet_option
 def command(a: str, b: str, every: bool, threads: int | None, as_json: bool, quiet: bool) -> None:

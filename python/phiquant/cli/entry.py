@@ -22,6 +22,9 @@ from phiquant.errors import InternalError, IoError, PhiquantError, UsageError
 
 _DEBUG = "PHIQUANT_DEBUG"
 
+#: What an interrupted command says whose work is in the cache.
+GOES_ON = "what was done is in the cache, and the same command goes on from there"
+
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C, with words about what had been written."""

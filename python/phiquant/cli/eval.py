@@ -7,7 +7,17 @@ import sys
 import click
 
 from phiquant.cli.commands import local
-from phiquant.cli.options import SETTINGS, Command, json_option, option, quiet_option
+from phiquant.cli.entry import GOES_ON, Interrupted
+from phiquant.cli.options import (
+    SETTINGS,
+    Command,
+    cache_option,
+    json_option,
+    option,
+    quiet_option,
+    reading_options,
+    workers_option,
+)
 from phiquant.cli.shares import watcher
 from phiquant.cli.terminal import Words, is_terminal, put, put_json, say_error
 
@@ -42,28 +52,7 @@ GATE_MISSED = 5
     help="A UTF-8 text, like what the model will read and write. Default: documentation of "
     "Python and PostgreSQL that comes with phiquant.",
 )
-@option(
-    "--context",
-    section=_WHAT,
-    metavar="N",
-    type=click.IntRange(4),
-    default=512,
-    help="Tokens of a window; each is read by itself, and its second half counts. Default: 512.",
-)
-@option(
-    "--tokens",
-    section=_WHAT,
-    metavar="N",
-    type=click.IntRange(4),
-    help="At most so many tokens of the text. Default: all.",
-)
-@option(
-    "--tokenizer",
-    section=_WHAT,
-    metavar="FOLDER",
-    type=click.Path(),
-    help="Where tokenizer.json stands. Default: beside SRC.",
-)
+@reading_options(_WHAT, tokenizer="SRC", context=4)
 @option(
     "--max-kld",
     section=_GATES,
@@ -85,13 +74,8 @@ GATE_MISSED = 5
     type=click.FloatRange(0, 1),
     help="Smallest share of tokens with SRC's most likely token, such as 0.95.",
 )
-@option(
-    "--threads",
-    section="How to run",
-    metavar="N",
-    type=click.IntRange(1, 1024),
-    help="Workers; one a processor by default.",
-)
+@workers_option
+@cache_option
 @json_option
 @quiet_option
 def command(
@@ -105,6 +89,7 @@ def command(
     max_perplexity_ratio: float | None,
     min_top1: float | None,
     threads: int | None,
+    cache: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -112,23 +97,33 @@ def command(
 
     MODEL is a GGUF file, a folder of Hugging Face's kind, or a hub id. A text goes through all
     models and the original, in float32, a layer at a time; perplexity and divergence are those of
-    llama-perplexity. Several models share one run of the original.
+    llama-perplexity, over the second half of each window. Several models share one run of the
+    original, and so do later runs. After Ctrl-C the same command goes on from there.
     """
     from phiquant.checkpoint import open_checkpoint
     from phiquant.evaluate import Gates, evaluate
+    from phiquant.measure.content import DIGESTS
+    from phiquant.measure.store import Store
 
     words = Words(quiet)
     shown = not quiet and is_terminal(sys.stderr)
-    result = evaluate(
-        [open_checkpoint(local(model), progress=shown) for model in models],
-        open_checkpoint(local(against), progress=shown),
-        text=text,
-        context=context,
-        tokens=tokens,
-        tokenizer=tokenizer,
-        threads=threads,
-        progress=watcher(words, "the work"),
-    )
+    store = Store() if cache else None
+    try:
+        result = evaluate(
+            [open_checkpoint(local(model), progress=shown) for model in models],
+            open_checkpoint(local(against), progress=shown),
+            text=text,
+            context=context,
+            tokens=tokens,
+            tokenizer=tokenizer,
+            threads=threads,
+            cache=store or False,
+            progress=watcher(words, "the work"),
+        )
+    except KeyboardInterrupt:
+        if store and store.kept - {DIGESTS}:
+            raise Interrupted(GOES_ON) from None
+        raise
     missed = Gates(max_kld, max_perplexity_ratio, min_top1).missed(result)
     if as_json:
         put_json(result.to_json() | {"missed": [miss.to_json() for miss in missed]})

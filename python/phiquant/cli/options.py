@@ -175,3 +175,73 @@ def planning_options(function: Function) -> Function:
     for decorate in reversed(_PLANNING):
         function = decorate(function)
     return function
+
+
+def reading_options(
+    section: str, *, tokenizer: str, context: int
+) -> Callable[[Function], Function]:
+    """How a text is read: --context, --tokens, --tokenizer.
+
+    Parameters
+    ----------
+    section : str
+    tokenizer : str
+        Beside what ``tokenizer.json`` stands if nothing is said.
+    context : int
+        The fewest tokens of a window.
+    """
+    options = [
+        option(
+            "--context",
+            section=section,
+            metavar="N",
+            type=click.IntRange(context),
+            default=512,
+            help="Tokens of a window; each window is read by itself. Default: 512.",
+        ),
+        option(
+            "--tokens",
+            section=section,
+            metavar="N",
+            type=click.IntRange(context),
+            help="At most so many tokens of the text. Default: all.",
+        ),
+        tokenizer_option(section, tokenizer),
+    ]
+
+    def decorate(function: Function) -> Function:
+        for one in reversed(options):
+            function = one(function)
+        return function
+
+    return decorate
+
+
+def tokenizer_option(section: str, beside: str) -> Callable[[Function], Function]:
+    """--tokenizer FOLDER."""
+    return option(
+        "--tokenizer",
+        section=section,
+        metavar="FOLDER",
+        type=click.Path(),
+        help=f"Where tokenizer.json stands. Default: beside {beside}.",
+    )
+
+
+workers_option = option(
+    "--threads",
+    section="How to run",
+    metavar="N",
+    type=click.IntRange(1, 1024),
+    help="Workers; one a processor by default.",
+)
+
+cache_option = option(
+    "--no-cache",
+    "cache",
+    section="How to run",
+    is_flag=True,
+    flag_value=False,
+    default=True,
+    help="Find nothing in the cache of measurements, and keep nothing there.",
+)

@@ -14,9 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phiquant.checkpoint import Checkpoint, open_checkpoint
-from phiquant.errors import FormatError, UsageError, ValueRangeError
-from phiquant.evaluate.tokens import Divergences, Likelihoods, score
+from phiquant.errors import FormatError, UsageError
+from phiquant.evaluate.reading import Reading
+from phiquant.evaluate.tokens import Divergences, Likelihoods
 from phiquant.measure.bar import Bar
+from phiquant.measure.layers import check_memory
+from phiquant.measure.store import Store
 from phiquant.measure.windows import read_text, windows
 from phiquant.reference import Decoder
 from phiquant.texts import bytes_text, table
@@ -86,6 +89,8 @@ class Evaluation:
     scores : tuple of Score
         In the models' order.
     seconds : float
+    reused : float
+        Share of the work that earlier runs had left in the cache, from 0 to 1.
     """
 
     source: str
@@ -97,6 +102,7 @@ class Evaluation:
     scored: int
     scores: tuple[Score, ...]
     seconds: float
+    reused: float
 
     @property
     def tokens(self) -> int:
@@ -148,6 +154,7 @@ def evaluate(
     tokens: int | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
     threads: int | None = None,
+    cache: bool | Store = True,
     progress: bool | Callable[[int, int], None] = False,
 ) -> Evaluation:
     """Compare models with their source, as llama-perplexity --kl-divergence does.
@@ -172,6 +179,10 @@ def evaluate(
         The folder of ``tokenizer.json`` where it is not the source's own.
     threads : int, optional
         One a processor by default.
+    cache : bool or Store
+        Whether to keep what is done in the user's cache folder, or another store, and to go on from
+        what is there: a run that was stopped, or another model's with the same source and text.
+        No bit of the result depends on it.
     progress : bool or callable
         True shows a bar; a function is called with what is done and what there is, in
         multiplications.
@@ -207,28 +218,15 @@ def evaluate(
         tokens=tokens,
         tokenizer=tokenizer,
     )
-    first = context // 2
-    targets = np.ascontiguousarray(ids[:, first + 1 :]).reshape(-1)
-    held = 4 * len(decoders) * targets.size * source.spec.hidden_size
-    _check_memory(max(one.memory(*ids.shape) for one in decoders) + held, ids.size)
-    heads = len(decoders) * targets.size * source.spec.hidden_size * source.spec.vocabulary
-    work = [ids.size * _layer(decoder) for decoder in decoders]
-    total = sum(d.spec.layers * w for d, w in zip(decoders, work, strict=True)) + heads
-    with Bar(progress, total, about="evaluating", unit="mul", begin=0) as watch:
-        done = 0
-        hidden = []
-        for decoder in decoders:
-            hidden.append(_states(decoder, ids, first, done, watch))
-            done += decoder.spec.layers * ids.size * _layer(decoder)
-        base, found = score(
-            source,
-            decoders[1:],
-            hidden,
-            targets,
-            lambda tokens: watch(done + heads * tokens // targets.size),
-        )
-    for decoder, likelihoods in zip(decoders, (base, *found), strict=True):
-        _check_finite(decoder, likelihoods)
+    check_memory(
+        Reading.memory(source, decoders[1:], ids),
+        ids.size,
+        "Read shorter windows: --context 512 (context=512).",
+    )
+    store = Store() if cache is True else cache or None
+    reading = Reading(source, decoders[1:], ids, store)
+    with Bar(progress, reading.total, about="evaluating", unit="mul", begin=reading.begun) as watch:
+        base, found = reading.run(watch)
     scores = tuple(
         _score(decoder.checkpoint, base, divergences)
         for decoder, divergences in zip(decoders[1:], found, strict=True)
@@ -241,9 +239,10 @@ def evaluate(
         text="built-in" if text is None else os.fspath(text),
         windows=len(ids),
         context=context,
-        scored=targets.size,
+        scored=base.surprise.size,
         scores=scores,
         seconds=time.perf_counter() - start,
+        reused=reading.reused / reading.total,
     )
 
 
@@ -265,57 +264,6 @@ def _check(decoder: Decoder, source: Decoder, context: int) -> None:
             f"{its[1]}: it was not made from {source.checkpoint.path}",
             file=decoder.checkpoint.path,
             remedy="Name the original model: --against SRC (against=...).",
-        )
-
-
-def _layer(decoder: Decoder) -> int:
-    """Weights that each token meets in a layer."""
-    return sum(t.elements for t in decoder.spec.tensors if t.layer == 0 and len(t.shape) == 2)
-
-
-def _states(
-    decoder: Decoder,
-    ids: NDArray[np.int64],
-    first: int,
-    done: int,
-    watch: Callable[[int], None],
-) -> NDArray[np.float32]:
-    """Hidden states of the positions that are scored, shape (tokens, hidden_size)."""
-    weights = _layer(decoder)
-    layer = 0
-    hidden = decoder.embed(ids)
-    steps = decoder.run(
-        hidden, progress=lambda tokens: watch(done + (layer * ids.size + tokens) * weights)
-    )
-    for at, after in steps:
-        layer, hidden = at, after
-    # The last position's logits foretell the next window, which is no continuation.
-    return np.ascontiguousarray(hidden[:, first:-1]).reshape(-1, hidden.shape[-1])
-
-
-def _check_finite(decoder: Decoder, likelihoods: Likelihoods) -> None:
-    values = [likelihoods.surprise]
-    if isinstance(likelihoods, Divergences):
-        values.append(likelihoods.kld)
-    if not all(np.isfinite(one).all() for one in values):
-        raise ValueRangeError(
-            "makes logits that are NaN or infinite in float32",
-            file=decoder.checkpoint.path,
-            tensor=decoder.head,
-            remedy="Look for damaged weights in it, and in the last norm.",
-        )
-
-
-def _check_memory(needed: int, tokens: int) -> None:
-    try:
-        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not on this platform
-        return
-    if needed > there > 0:
-        raise UsageError(
-            f"{tokens} tokens need {bytes_text(needed)} of memory, and the machine has "
-            f"{bytes_text(there)}",
-            remedy="Read less of the text: --tokens 20000 (tokens=20000), or fewer models at once.",
         )
 
 

@@ -1,8 +1,9 @@
-"""How many threads NumPy's matrix products use, for as long as a run lasts."""
+"""NumPy's matrix products: which kernels make them, and on how many threads while a run lasts."""
 
 from __future__ import annotations
 
 import ctypes
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -12,14 +13,17 @@ import numpy as np
 
 # NumPy's wheels carry an OpenBLAS whose names have a prefix and, with 64-bit integers, a suffix.
 _NAMES = tuple(
-    (f"{prefix}openblas_set_num_threads{suffix}", f"{prefix}openblas_get_num_threads{suffix}")
+    tuple(
+        f"{prefix}openblas_{name}{suffix}"
+        for name in ("set_num_threads", "get_num_threads", "get_config")
+    )
     for prefix in ("scipy_", "")
     for suffix in ("64_", "_64", "")
 )
 
 
 @cache
-def _calls() -> tuple[Callable[[int], object], Callable[[], int]] | None:
+def _calls() -> tuple[Callable[[int], object], Callable[[], int], Callable[[], bytes]] | None:
     base = Path(np.__file__).parent
     for folder in (base.parent / "numpy.libs", base / ".dylibs"):
         for path in sorted(folder.glob("*openblas*")):
@@ -27,10 +31,20 @@ def _calls() -> tuple[Callable[[int], object], Callable[[], int]] | None:
                 library = ctypes.CDLL(str(path))  # NumPy has loaded it: this is the same one
             except OSError:
                 continue
-            for setter, getter in _NAMES:
-                if hasattr(library, setter) and hasattr(library, getter):
-                    return getattr(library, setter), getattr(library, getter)
+            for names in _NAMES:
+                if all(hasattr(library, name) for name in names):
+                    put, get, config = (getattr(library, name) for name in names)
+                    config.restype = ctypes.c_char_p
+                    return put, get, config
     return None
+
+
+def identity() -> str:
+    """OpenBLAS's version and the kernels it chose for this processor; the processor's name if it is
+    another BLAS.
+    """
+    calls = _calls()
+    return platform.processor() if calls is None else calls[2]().decode()
 
 
 @contextmanager
@@ -40,7 +54,7 @@ def threads(count: int) -> Iterator[None]:
     if calls is None:
         yield
         return
-    put, get = calls
+    put, get, _ = calls
     before = int(get())
     put(count)
     try:
