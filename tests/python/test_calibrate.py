@@ -13,9 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cli_process import environment
 
+import child_signals
 import phiquant as pq
-from phiquant.measure import SquaredSums, calibrate, read_importance, resume
+from phiquant.measure import SquaredSums, calibrate, layers, read_importance
+from phiquant.measure.store import Store
 from phiquant.measure.windows import read_text, windows
 from phiquant.reference import Decoder
 from places import DATA, FIXTURES, GOLDEN
@@ -33,7 +36,9 @@ TOLERANCE_BF16 = 2e-2
 
 
 def run(source: Any, out: Path, **options: Any) -> Any:
-    return calibrate(source, **({"text": TEXT, "out": out, "threads": 1} | options))
+    """Without a cache, unless the test is about it."""
+    settings = {"text": TEXT, "out": out, "threads": 1, "cache": False}
+    return calibrate(source, **(settings | options))
 
 
 def distance(path: Path, golden: str) -> float:
@@ -109,15 +114,24 @@ def stop_after(tokens: int, error: type[BaseException]) -> Callable[[int, int], 
     return report
 
 
+@pytest.fixture
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+def kinds(store: Store) -> list[str]:
+    return sorted(one.what for one in store.entries() if one.what != "digests")
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, StopError])
-def test_a_stopped_run_goes_on(error: type[BaseException], tmp_path: Path) -> None:
-    options = {"context": 64, "tokens": 128}
-    run(DATA / "phi35", tmp_path / "whole", **options)
+def test_a_stopped_run_goes_on(error: type[BaseException], tmp_path: Path, store: Store) -> None:
+    run(DATA / "phi35", tmp_path / "whole", context=64, tokens=128)
+    options = {"context": 64, "tokens": 128, "cache": store}
     out = tmp_path / "x.gguf"
     with pytest.raises(error):
         run(DATA / "phi35", out, **options, progress=stop_after(3 * 128, error))
     assert not out.exists()
-    assert resume.place(out).exists()
+    assert kinds(store) == [layers.UNFINISHED]
     with pytest.raises(error):
         run(DATA / "phi35", out, **options, progress=stop_after(5 * 128, error))
     calls: list[tuple[int, int]] = []
@@ -125,93 +139,92 @@ def test_a_stopped_run_goes_on(error: type[BaseException], tmp_path: Path) -> No
     assert report.resumed == 5
     assert calls[0][0] > 5 * 128
     assert calls[-1] == (6 * 128, 6 * 128)
-    assert not resume.place(out).exists()
+    assert kinds(store) == ["calibration"]
     assert out.read_bytes() == (tmp_path / "whole").read_bytes()
 
 
-def test_a_run_stopped_in_its_first_layer_leaves_nothing(tmp_path: Path) -> None:
+def test_the_same_measurement_is_made_once(tmp_path: Path, store: Store) -> None:
+    options = {"context": 64, "tokens": 128, "cache": store}
+    first = run(DATA / "phi35", tmp_path / "a", **options)
+    again = run(DATA / "phi35", tmp_path / "b", **options)
+    assert (first.resumed, again.resumed) == (0, 6)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_run_stopped_in_its_first_layer_leaves_nothing(tmp_path: Path, store: Store) -> None:
+    options = {"context": 64, "tokens": 128, "cache": store}
     with pytest.raises(StopError):
-        run(
-            DATA / "phi35",
-            tmp_path / "x",
-            context=64,
-            tokens=128,
-            progress=stop_after(0, StopError),
-        )
+        run(DATA / "phi35", tmp_path / "x", **options, progress=stop_after(0, StopError))
     assert list(tmp_path.iterdir()) == []
+    assert kinds(store) == []
 
 
-def test_a_state_is_kept_while_the_run_lasts(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_state_is_kept_while_the_run_lasts(
+    tmp_path: Path, store: Store, monkeypatch: Any
+) -> None:
     """A killed process keeps no state by itself: every layer's is on disk when time has passed."""
-    from phiquant.measure import calibration
-
-    monkeypatch.setattr(calibration, "_SAVE_SECONDS", 0.0)
-    out = tmp_path / "x.gguf"
-    seen = []
+    monkeypatch.setattr(layers, "_SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(layers, "_SAVE_SHARE", 0.0)
+    seen: list[str] = []
 
     def report(done: int, total: int) -> None:
-        if resume.place(out).exists():
-            seen.append(pq.open(resume.place(out)).metadata["layers"])
+        seen.extend(one.source for one in store.entries() if one.what == layers.UNFINISHED)
 
-    run(DATA / "phi35", out, context=64, tokens=128, progress=report)
-    assert sorted(set(seen)) == [1, 2, 3, 4, 5]
+    options = {"context": 64, "tokens": 128, "cache": store}
+    run(DATA / "phi35", tmp_path / "x.gguf", **options, progress=report)
+    assert sorted(set(seen)) == [f"{DATA / 'phi35'}, {done} of 6 layers" for done in range(1, 6)]
 
 
 def test_a_state_that_cannot_be_written_costs_no_run(
     tmp_path: Path, monkeypatch: Any, caplog: Any
 ) -> None:
-    from phiquant.measure import calibration
-
-    monkeypatch.setattr(calibration, "_SAVE_SECONDS", 0.0)
-    resume.place(tmp_path / "x").mkdir()
-    run(DATA / "phi3win", tmp_path / "x", context=64, tokens=128)
-    assert "could not be kept" in caplog.text
+    monkeypatch.setattr(layers, "_SAVE_SECONDS", 0.0)
+    (tmp_path / "file").write_text("no folder")
+    store = Store(tmp_path / "file")
+    run(DATA / "phi3win", tmp_path / "x", context=64, tokens=128, cache=store)
+    assert "cannot be kept" in caplog.text
     assert (tmp_path / "x").exists()
 
 
-STALE: dict[str, Callable[[Path], None]] = {
-    "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
-    "empty": lambda path: os.truncate(path, 0),
-    "a text": lambda path: path.write_text("no state") and None,
-    "a model": lambda path: path.write_bytes((GOLDEN / "imatrix-phi35.gguf").read_bytes()) and None,
-}
-
-
-@pytest.mark.parametrize("how", STALE)
-def test_a_damaged_state_is_not_used(how: str, tmp_path: Path) -> None:
-    options = {"context": 64, "tokens": 128}
-    run(DATA / "phi35", tmp_path / "whole", **options)
+def test_a_damaged_state_is_not_used(tmp_path: Path, store: Store) -> None:
+    """The ways to damage one are in test_store.py."""
+    options = {"context": 64, "tokens": 128, "cache": store}
     out = tmp_path / "x.gguf"
     with pytest.raises(StopError):
         run(DATA / "phi35", out, **options, progress=stop_after(3 * 128, StopError))
-    STALE[how](resume.place(out))
+    assert store.place is not None
+    for path in store.place.iterdir():
+        os.truncate(path, path.stat().st_size // 2)
     assert run(DATA / "phi35", out, **options).resumed == 0
-    assert out.read_bytes() == (tmp_path / "whole").read_bytes()
 
 
-def test_the_state_of_another_run_is_not_used(tmp_path: Path) -> None:
+def test_the_state_of_another_run_is_not_used(tmp_path: Path, store: Store) -> None:
     source = tmp_path / "model"
     shutil.copytree(DATA / "phi35", source)
     text = tmp_path / "text"
     text.write_text(TEXT.read_text()[:2000])
     out = tmp_path / "x.gguf"
-    options: dict[str, Any] = {"context": 64, "tokens": 128, "text": text}
+    options: dict[str, Any] = {"context": 64, "tokens": 128, "text": text, "cache": store}
 
     def stopped() -> None:
         with pytest.raises(StopError):
             run(source, out, **options, progress=stop_after(3 * 128, StopError))
 
     stopped()
-    text.write_text(TEXT.read_text()[100:2100])
-    assert run(source, out, **options).resumed == 0
+    other = options | {"text": tmp_path / "other"}
+    other["text"].write_text(TEXT.read_text()[100:2100])
+    assert run(source, out, **other).resumed == 0
     out.unlink()
-    stopped()
     assert run(source, out, **(options | {"context": 32})).resumed == 0
     out.unlink()
-    stopped()
-    shard = next(source.glob("*.safetensors"))
-    os.utime(shard, ns=(0, 12345))
+    assert run(source, out, **(options | {"threads": 2})).resumed == 0
+    out.unlink()
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.01}))
     assert run(source, out, **options).resumed == 0
+    out.unlink()
+    (source / "config.json").write_text(json.dumps(config))
+    assert run(source, out, **options).resumed == 3
 
 
 def cut(fixture: str, text: str, **options: Any) -> np.ndarray:
@@ -356,28 +369,52 @@ def test_the_command_writes_a_file_and_says_where(tmp_path: Path) -> None:
     assert (report["tokens"], report["matrices"], report["resumed"]) == (192, 8, 0)
 
 
-def test_the_interrupted_command_says_how_to_go_on(
-    tmp_path: Path, monkeypatch: Any, capsys: Any
-) -> None:
-    from phiquant.cli.entry import run as run_command
-    from phiquant.measure.calibration import SquaredSums as Sums
+# calibrate, sending itself Ctrl-C when so much of the work is done.
+_PRESSED = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import phiquant.cli.calibrate as command
+share = float(sys.argv.pop(1))
+def press(done, total):
+    if done > share * total:
+        os.kill(os.getpid(), signal.SIGINT)
+command.watcher = lambda words, about: press
+from phiquant.cli import main
+main()
+"""
 
-    add, out, args = Sums.__call__, tmp_path / "x.gguf", [str(DATA / "phi35"), "--text", str(TEXT)]
-    args = ["calibrate", *args, "-o", str(out), "--context", "64", "--tokens", "64"]
 
-    def press(self: Sums, name: str, x: np.ndarray) -> None:
-        if ".4." in name:
-            raise KeyboardInterrupt
-        add(self, name, x)
+def test_the_interrupted_command_says_how_to_go_on(tmp_path: Path, store: Store) -> None:
+    out = tmp_path / "x.gguf"
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Sums, "__call__", press)
-        patch.setattr("signal.signal", lambda *_: None)  # the handler would stay for other tests
-        assert run_command(args) == 130
-    said = capsys.readouterr().err
-    assert f"finished layers are in {out}.unfinished" in said
-    assert run_command([*args, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["resumed"] == 4
+    def pressed(share: float, *more: str) -> subprocess.CompletedProcess[str]:
+        options = ["--text", str(TEXT), "-o", str(out), "--context", "64", "--tokens", "64"]
+        return subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                _PRESSED,
+                str(share),
+                "calibrate",
+                str(DATA / "phi35"),
+                *options,
+                "--json",
+                *more,
+            ],
+            env=environment(PHIQUANT_CACHE=str(store.place)),
+            capture_output=True,
+            text=True,
+            preexec_fn=child_signals.heed,
+        )
+
+    done = pressed(0.7)
+    assert done.returncode == 130
+    assert "interrupted; what was done is in the cache, and the same command goes" in done.stderr
+    assert not out.exists()
+    done = pressed(0.7, "--no-cache")
+    assert done.stderr == "phiquant: interrupted; nothing was written\n"
+    done = pressed(2)
+    assert (done.returncode, json.loads(done.stdout)["resumed"]) == (0, 4)
 
 
 def test_more_tokens_than_memory_are_refused_at_once(tmp_path: Path, monkeypatch: Any) -> None:

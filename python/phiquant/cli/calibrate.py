@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import shlex
 import sys
-from pathlib import Path
 
 import click
 
 from phiquant.cli.commands import local
-from phiquant.cli.entry import Interrupted
+from phiquant.cli.entry import GOES_ON, Interrupted
 from phiquant.cli.options import (
     SETTINGS,
     Command,
+    cache_option,
     json_option,
     option,
     quiet_option,
+    reading_options,
     source_argument,
+    workers_option,
 )
 from phiquant.cli.shares import watcher
 from phiquant.cli.terminal import Words, is_terminal, put_json, put_path
@@ -29,7 +31,6 @@ Examples:
 
 _TEXT = "What to read"
 _WHERE = "Where to put it"
-_HOW = "How to run"
 
 
 @click.command("calibrate", cls=Command, context_settings=SETTINGS, epilog=_EXAMPLES)
@@ -43,33 +44,12 @@ _HOW = "How to run"
     help="A UTF-8 text, like what the model will read and write.",
 )
 @option(
-    "--context",
-    section=_TEXT,
-    metavar="N",
-    type=click.IntRange(2),
-    default=512,
-    help="Tokens of a window; each window is read by itself. Default: 512.",
-)
-@option(
-    "--tokens",
-    section=_TEXT,
-    metavar="N",
-    type=click.IntRange(2),
-    help="At most so many tokens of the text. Default: all.",
-)
-@option(
     "--parse-special",
     section=_TEXT,
     is_flag=True,
     help="Take <|end|> and the like in the text for the special tokens.",
 )
-@option(
-    "--tokenizer",
-    section=_TEXT,
-    metavar="FOLDER",
-    type=click.Path(),
-    help="Where tokenizer.json stands. Default: beside the model.",
-)
+@reading_options(_TEXT, tokenizer="the model", context=2)
 @option(
     "-o",
     "--output",
@@ -81,13 +61,8 @@ _HOW = "How to run"
     help="File to write, NAME.imatrix.gguf.",
 )
 @option("--overwrite", section=_WHERE, is_flag=True, help="Replace what stands there.")
-@option(
-    "--threads",
-    section=_HOW,
-    metavar="N",
-    type=click.IntRange(1, 1024),
-    help="Workers; one a processor by default.",
-)
+@workers_option
+@cache_option
 @json_option
 @quiet_option
 def command(
@@ -100,6 +75,7 @@ def command(
     out: str,
     overwrite: bool,
     threads: int | None,
+    cache: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -110,12 +86,14 @@ def command(
     command goes on with the layer that was interrupted.
     """
     from phiquant.checkpoint import open_checkpoint
-    from phiquant.measure import calibrate, resume
+    from phiquant.measure import calibrate
+    from phiquant.measure.content import DIGESTS
+    from phiquant.measure.store import Store
 
     words = Words(quiet)
     shown = not quiet and is_terminal(sys.stderr)
     checkpoint = open_checkpoint(local(source), progress=shown)
-    unfinished = resume.place(Path(out))
+    store = Store() if cache else None
     try:
         result = calibrate(
             checkpoint,
@@ -127,12 +105,12 @@ def command(
             tokenizer=tokenizer,
             threads=threads,
             overwrite=overwrite,
+            cache=store or False,
             progress=watcher(words, "all layers"),
         )
     except KeyboardInterrupt:
-        if unfinished.exists():
-            what = f"finished layers are in {unfinished}, and the same command goes on from there"
-            raise Interrupted(what) from None
+        if store and store.kept - {DIGESTS}:
+            raise Interrupted(GOES_ON) from None
         raise
     if as_json:
         put_json(result.to_json())

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,21 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phiquant.checkpoint import Checkpoint, open_checkpoint
-from phiquant.errors import IoError, PhiquantError, UsageError, ValueRangeError
-from phiquant.measure import resume
+from phiquant.errors import IoError, UsageError, ValueRangeError
 from phiquant.measure.bar import Bar
 from phiquant.measure.imatrix import Activations, Importance, write_importance
+from phiquant.measure.layers import begin, check_memory, run_key, run_layers
+from phiquant.measure.store import Store, address
 from phiquant.measure.windows import read_text, windows
 from phiquant.reference import Decoder
 from phiquant.targets.gguf_metadata import tensor_name
-from phiquant.texts import bytes_text
-
-_log = logging.getLogger("phiquant")
 
 # Rows that are squared and added in float32 before they go to float64: they fit into the cache.
 _ROWS = 64
-# A state is written when a layer is done and this many seconds have passed since the last one.
-_SAVE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -93,8 +87,8 @@ class SquaredSums:
         total = self.sums.get(name)
         if total is None:
             total = self.sums[name] = np.zeros(x.shape[1])
-        for begin in range(0, len(x), _ROWS):
-            total += np.einsum("ij,ij->j", x[begin : begin + _ROWS], x[begin : begin + _ROWS])
+        for at in range(0, len(x), _ROWS):
+            total += np.einsum("ij,ij->j", x[at : at + _ROWS], x[at : at + _ROWS])
 
 
 def calibrate(
@@ -108,13 +102,12 @@ def calibrate(
     tokenizer: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     overwrite: bool = False,
+    cache: bool | Store = True,
     progress: bool | Callable[[int, int], None] = False,
 ) -> Calibration:
     """Make an importance matrix: mean squares of what enters each matrix of the layers.
 
-    The file is a GGUF as llama-imatrix writes it, which llama-quantize and phiquant read. A run
-    that is interrupted leaves ``OUT.unfinished`` with the layers that were done; the same call
-    goes on from there, and removes it at the end.
+    The file is a GGUF as llama-imatrix writes it, which llama-quantize and phiquant read.
 
     Parameters
     ----------
@@ -136,6 +129,10 @@ def calibrate(
         One a processor by default.
     overwrite : bool
         Replace an existing file.
+    cache : bool or Store
+        Whether to keep what is done in the user's cache folder, or another store, and to go on from
+        what is there: a run that was stopped, or one with the same source and text. No bit of the
+        result depends on it.
     progress : bool or callable
         True shows a bar; a function is called with what is done and what there is, in tokens times
         layers.
@@ -155,7 +152,7 @@ def calibrate(
     phiquant.ValueRangeError
         The model's activations become NaN or infinite.
     """
-    begin = time.perf_counter()
+    start = time.perf_counter()
     out = Path(out)
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     _check_output(out, overwrite, [*(file.path for file in checkpoint.files), Path(text)])
@@ -174,32 +171,23 @@ def calibrate(
         parse_special=parse_special,
         tokenizer=tokenizer,
     )
-    _check_memory(decoder.memory(*ids.shape), ids.size)
-    unfinished = resume.place(out)
-    name = resume.identity(checkpoint, spec, ids)
-    state = resume.load(unfinished, name, spec, (len(ids), context))
-    resumed = state.done if state else 0
-    state = state or resume.State(0, decoder.embed(ids), {})
-    with Bar(
-        progress,
-        spec.layers * ids.size,
-        about="calibrating",
-        unit="tok",
-        begin=resumed * ids.size,
-    ) as watch:
-        state = _layers(decoder, state, unfinished, name, watch)
+    check_memory(
+        decoder.memory(*ids.shape),
+        ids.size,
+        "Read less of the text: --tokens 100000 (tokens=100000).",
+    )
+    store = Store() if cache is True else cache or None
+    sums, resumed = _sums(decoder, ids, store, progress)
     activations = {
         tensor_name(tensor): Activations(
-            _finite(state.sums[tensor.source], tensor.source, checkpoint)[None],
+            _finite(sums[tensor.source], tensor.source, checkpoint)[None],
             np.array([ids.size], np.float32),
         )
         for tensor in spec.tensors
-        if tensor.source in state.sums
+        if tensor.source in sums
     }
     importance = Importance(activations, (os.fspath(text),), len(ids), context)
     write_importance(out, importance, overwrite=overwrite)
-    with suppress(OSError):
-        unfinished.unlink(missing_ok=True)
     return Calibration(
         path=out,
         source=str(checkpoint.path),
@@ -208,53 +196,35 @@ def calibrate(
         context=context,
         matrices=len(activations),
         resumed=resumed,
-        seconds=time.perf_counter() - begin,
+        seconds=time.perf_counter() - start,
     )
 
 
-def _layers(
+def _sums(
     decoder: Decoder,
-    state: resume.State,
-    unfinished: Path,
-    name: str,
-    watch: Callable[[int], None],
-) -> resume.State:
-    """Go through the layers from ``state`` on, and keep the last whole one if that is stopped."""
-    tokens = state.hidden.shape[0] * state.hidden.shape[1]
-    kept, kept_at = state.done, time.monotonic()
-    collect = SquaredSums()
-    layer = state.done
-    run = decoder.run(
-        state.hidden,
-        first=state.done,
-        on_linear_input=collect,
-        progress=lambda done: watch(layer * tokens + done),
-    )
-    try:
-        for done, hidden in run:
-            # One assignment: Ctrl-C finds either the layer before or this one, and all of it. The
-            # run writes to other memory until the next layer is done.
-            state = resume.State(done, hidden, {**state.sums, **collect.sums})
-            collect.sums = {}
-            layer = done
-            watch(layer * tokens)
-            now = time.monotonic()
-            if now - kept_at >= _SAVE_SECONDS and done < decoder.spec.layers:
-                _keep(unfinished, name, state)
-                kept, kept_at = done, time.monotonic()
-    except BaseException:
-        if state.done > kept:
-            _keep(unfinished, name, state)
-        raise
-    return state
-
-
-def _keep(unfinished: Path, name: str, state: resume.State) -> None:
-    """Save the state; a full disk costs the chance to go on later, and not the run."""
-    try:
-        resume.save(unfinished, name, state)
-    except (PhiquantError, OSError) as error:
-        _log.warning("the unfinished state could not be kept: %s", error)
+    ids: NDArray[np.int64],
+    store: Store | None,
+    progress: bool | Callable[[int, int], None],
+) -> tuple[Mapping[str, NDArray[np.float64]], int]:
+    """Squared activations by matrix, and how many layers an earlier run had done."""
+    layers, source = decoder.spec.layers, str(decoder.checkpoint.path)
+    run = key = ""
+    if store is not None:
+        key = address("squared sums", run=run_key(decoder, ids, store))
+        run = address("squared sums, unfinished", of=key)
+        known = store.get(key)
+        if known is not None:
+            return known.arrays, layers
+    state = begin(decoder, ids, store, run)
+    resumed = state.done
+    done = resumed * ids.size
+    with Bar(progress, layers * ids.size, about="calibrating", unit="tok", begin=done) as watch:
+        state = run_layers(decoder, state, store=store, key=run, collect=SquaredSums(), watch=watch)
+    if store is not None:
+        about = f"{source}, {ids.size} tokens"
+        store.put(key, what="calibration", source=about, facts={}, arrays=state.sums)
+        store.drop(run)
+    return state.sums, resumed
 
 
 def _finite(sums: NDArray[np.float64], tensor: str, checkpoint: Checkpoint) -> NDArray[np.float32]:
@@ -265,19 +235,6 @@ def _finite(sums: NDArray[np.float64], tensor: str, checkpoint: Checkpoint) -> N
             "gets activations whose squares are beyond float32", file=checkpoint.path, tensor=tensor
         )
     return values
-
-
-def _check_memory(needed: int, tokens: int) -> None:
-    try:
-        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not on this platform
-        return
-    if needed > there > 0:
-        raise UsageError(
-            f"{tokens} tokens need {bytes_text(needed)} of memory, and the machine has "
-            f"{bytes_text(there)}",
-            remedy="Read less of the text: --tokens 100000 (tokens=100000).",
-        )
 
 
 def _check_output(out: Path, overwrite: bool, inputs: list[Path]) -> None:

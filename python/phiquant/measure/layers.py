@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,21 +51,19 @@ class State:
     sums: Arrays
 
 
-class Collector:
+class Collector(Protocol):
     """What a run collects of what enters matrices, as ``on_linear_input`` takes it.
 
     Attributes
     ----------
     sums : dict of str to float64 array
-        By the matrix's source name; emptied after every layer.
+        By the matrix's source name; replaced by an empty one after every layer.
     """
 
-    def __init__(self) -> None:
-        self.sums: dict[str, NDArray[np.float64]] = {}
+    sums: dict[str, NDArray[np.float64]]
 
     def __call__(self, name: str, x: NDArray[np.float32]) -> None:
         """Add activations, float32 of shape (tokens, columns)."""
-        raise NotImplementedError
 
 
 @cache
