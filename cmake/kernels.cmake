@@ -1,4 +1,4 @@
-# The static library `phiquant_kernels`: two translation units for each instruction set, chosen
+# The static library `phiquant_kernels`: a few translation units for each instruction set, chosen
 # among at run time. Needs the interface targets phiquant_flags and phiquant_xsimd.
 
 add_library(phiquant_kernels STATIC
@@ -15,6 +15,7 @@ function(phiquant_add_arch arch)
   set(target phiquant_kernels_${arch})
   add_library(${target} OBJECT
     ${PROJECT_SOURCE_DIR}/src/kernels/instantiate.cpp
+    ${PROJECT_SOURCE_DIR}/src/kernels/instantiate_affine.cpp
     ${PROJECT_SOURCE_DIR}/src/kernels/instantiate_best.cpp
     ${PROJECT_SOURCE_DIR}/src/kernels/instantiate_small.cpp)
   target_compile_definitions(${target} PRIVATE PHIQUANT_KERNEL_ARCH=${arch})

@@ -7,10 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 version: str
-scratch_bytes: int
 
 # The codec table and the kernels.
 def codecs() -> list[dict[str, Any]]: ...
+def made_codec(name: str) -> dict[str, Any] | None: ...
+def planes(codec: str, rows: int, columns: int) -> list[tuple[str, int, int, int]]: ...
 def active_arch() -> str: ...
 def available_archs() -> list[str]: ...
 def encode_blocks(
@@ -47,6 +48,9 @@ def write_gguf_header(
     alignment: int = 32,
 ) -> tuple[bytes, list[int], int]: ...
 def ggml_types() -> list[tuple[int, str, int, int]]: ...
+def onnx_types() -> list[tuple[int, str, int]]: ...
+def parse_onnx(file: NDArray[np.uint8]) -> dict[str, Any]: ...
+def write_onnx(model: dict[str, Any]) -> bytes: ...
 
 # Tensors in memory.
 def quantize(
@@ -64,6 +68,32 @@ def dequantize(
     threads: int,
     progress: Callable[[int], None] | None = None,
 ) -> NDArray[np.float32]: ...
+def quantize_planes(
+    tensor: object,
+    codec: str,
+    threads: int,
+    progress: Callable[[int], None] | None = None,
+    importance: NDArray[np.float32] | None = None,
+    best: bool = False,
+) -> list[NDArray[np.uint8]]: ...
+def dequantize_planes(
+    planes: Sequence[NDArray[Any]],
+    codec: str,
+    rows: int,
+    columns: int,
+    threads: int,
+    progress: Callable[[int], None] | None = None,
+) -> NDArray[np.float32]: ...
+def unpack_planes(
+    planes: Sequence[NDArray[Any]], codec: str, rows: int, columns: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]: ...
+def encode_affine(
+    codec: str,
+    values: NDArray[np.float32],
+    arch: str | None = None,
+    importance: NDArray[np.float32] | None = None,
+    best: bool = False,
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]: ...
 def tensor_facts(tensor: object) -> dict[str, Any]: ...
 
 # Plans.
@@ -71,17 +101,21 @@ def execute(
     sources: Sequence[tuple[bytes, int, int, int, int]],
     tensors: Sequence[
         tuple[
-            str, int, Sequence[tuple[int, str, int, int]], Sequence[tuple[str, int, int, int, bool]]
+            str,
+            int,
+            Sequence[tuple[int, str, int, int]],
+            Sequence[tuple[str, Sequence[tuple[int, int]], int, int, int, bool]],
         ]
     ],
-    files: Sequence[tuple[bytes, int, Sequence[tuple[int, bytes]]]],
+    files: Sequence[tuple[bytes, int, Sequence[tuple[int, bytes]], int]],
+    folders: Sequence[tuple[bytes, Sequence[bytes]]],
     importances: Sequence[NDArray[np.float32]],
     threads: int,
     overwrite: bool,
-    measure: bool,
     progress: Callable[[int], None] | None = None,
     inspect: Callable[[list[str]], None] | None = None,
 ) -> dict[str, Any]: ...
+def scratch_bytes(columns: int, planes: bool, transposed: bool) -> int: ...
 def write_file(
     path: bytes, size: int, pieces: Sequence[tuple[int, Any]], overwrite: bool
 ) -> None: ...

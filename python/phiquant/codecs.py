@@ -11,6 +11,49 @@ from phiquant.errors import UsageError
 
 
 @dataclass(frozen=True)
+class Affine:
+    """Codes of some bits times a scale a group, from a zero point or a bias.
+
+    Attributes
+    ----------
+    bits : int
+        2, 3, 4, 5, 6 or 8.
+    group : int
+        Values that share a scale, along a row; 0: the whole row.
+    symmetric : bool
+        Whether the zero point is always ``2 ** (bits - 1)``.
+    scale : str
+        The scales' dtype: ``float32``, ``float16`` or ``bfloat16``.
+    """
+
+    bits: int
+    group: int
+    symmetric: bool
+    scale: str
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One plane of an encoded matrix.
+
+    Attributes
+    ----------
+    content : str
+        ``codes``, ``scales``, ``zero_points`` or ``biases``.
+    bits : int
+        Bits of an element.
+    row_elements : int
+        Elements of a row: values (groups filled up), or groups.
+    nbytes : int
+    """
+
+    content: str
+    bits: int
+    row_elements: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
 class Codec:
     """One way to hold weights.
 
@@ -26,12 +69,18 @@ class Codec:
         Weights a block, and weights that share a scale.
     block_bytes : int
     ggml_type : int
-        The type's id in GGUF files.
+        The type's id in GGUF files; -1 where it has none.
     bits_per_weight : float
     needs_importance : bool
         Whether it cannot be encoded without a weight for each column.
     has_best : bool
         Whether ``quality="best"`` is to be had.
+    rule : str
+        Whose tool's bits it makes: ``ggml``, ``ort``, ``nncf``, ``mlx`` or ``ct``.
+    affine : Affine or None
+        The grid of an affine codec, such as ``int4_sym_g32``.
+    transposed : bool
+        Whether the matrix is written by columns.
     """
 
     name: str
@@ -43,6 +92,26 @@ class Codec:
     bits_per_weight: float
     needs_importance: bool = False
     has_best: bool = False
+    rule: str = "ggml"
+    affine: Affine | None = None
+    transposed: bool = False
+
+    @property
+    def has_planes(self) -> bool:
+        """Whether it is written as planes (codes, scales, ...) instead of blocks."""
+        return self.affine is not None or self.transposed
+
+    def planes(self, rows: int, columns: int) -> tuple[Plane, ...]:
+        """The planes of a matrix; of a codec of blocks there are none.
+
+        Raises
+        ------
+        phiquant.ShapeError
+            The codec cannot hold such a matrix.
+        """
+        if not self.has_planes:
+            return ()
+        return tuple(Plane(*row) for row in _core.planes(self.name, rows, columns))
 
     def bytes_of(self, rows: int, columns: int) -> int:
         """Bytes of ``rows`` rows of ``columns`` weights.
@@ -73,11 +142,47 @@ def find_codec(name: str) -> Codec:
     names = {codec.name: codec for codec in all_codecs()}
     if wanted in names:
         return names[wanted]
+    if made := _made_codec(wanted):
+        return made
     near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
     remedy = f"Did you mean {' or '.join(near)}? " if near else ""
     raise UsageError(
         f"there is no codec '{name}'", remedy=f"{remedy}`phiquant formats` lists them all."
     )
+
+
+@lru_cache(maxsize=256)
+def _made_codec(name: str) -> Codec | None:
+    """An affine codec, or a float written by columns; its name has no options that are defaults."""
+    row = _core.made_codec(name)
+    if row is None:
+        return None
+    affine = None
+    keys = ("bits", "group", "symmetric", "scale")
+    if "bits" in row:
+        affine = Affine(*(row.pop(key) for key in keys))
+        row.pop("is_built")
+    return Codec(**row, affine=affine)
+
+
+def affine_name(
+    name: str, *, rule: str | None = None, scales: str | None = None, layout: str | None = None
+) -> str:
+    """The full name of an affine codec: ``int4_sym_g32,rule=nncf,scales=f16``.
+
+    Parameters
+    ----------
+    name : str
+        ``int{2,3,4,5,6,8}_{sym,asym}_{g16,g32,g64,g128,g256,channel}``.
+    rule : "ort", "nncf", "mlx" or "ct", optional
+        Whose tool's bits; ``ort`` by default.
+    scales : "f32", "f16" or "bf16", optional
+        By default what the rule's tool stores: f32 (ort), f16 (nncf), bf16 (mlx, ct).
+    layout : "rows", "openvino", "mlx", "packed" or "transposed", optional
+        By default that of the rule's own format.
+    """
+    options = (("rule", rule), ("scales", scales), ("layout", layout))
+    return ",".join([name, *(f"{key}={value}" for key, value in options if value is not None)])
 
 
 def stored_codec(name: str) -> Codec:

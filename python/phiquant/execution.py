@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 from phiquant import _core
 from phiquant.errors import IoError, PhiquantError, UsageError
@@ -39,7 +39,7 @@ def execute(
     checks = [target.check for target in plan.targets for _ in target.files]
     paths = _paths(plan, outputs)
     extras = preflight(plan, outputs, overwrite=overwrite, companions=companions)
-    sources, tensors, importances, order = _core_tensors(plan, files)
+    sources, tensors, importances, order = _core_tensors(plan)
     hashes: list[str | None] = [None] * len(files)
 
     def inspect(staged: list[str]) -> None:
@@ -56,17 +56,14 @@ def execute(
             sources,
             tensors,
             [
-                *(
-                    (os.fsencode(path), file.size, _literals(file))
-                    for path, file in zip(paths, files, strict=True)
-                ),
+                *_core_files(plan, paths),
                 # Companions are part of the run: where one cannot be written, nothing is.
-                *((os.fsencode(path), len(text), [(0, text)]) for path, text in extras.items()),
+                *((os.fsencode(path), len(text), [(0, text)], -1) for path, text in extras.items()),
             ],
+            _core_folders(plan, outputs),
             importances,
             threads,
             overwrite,
-            True,
             watch,
             inspect,
         )
@@ -107,7 +104,14 @@ def preflight(
         The folder is missing, the name too long, or the disk too full.
     """
     extras = _companions(plan, outputs) if companions else {}
-    _check_outputs(plan, [*_paths(plan, outputs), *extras], overwrite)
+    results = [
+        place
+        for target, path in zip(plan.targets, outputs, strict=True)
+        for place in ([] if target.folder else target.places(path))
+    ]
+    folders = [p for t, p in zip(plan.targets, outputs, strict=True) if t.folder]
+    _check_outputs(plan, [*results, *extras], overwrite)
+    _check_folders(plan, folders, overwrite)
     return extras
 
 
@@ -170,6 +174,43 @@ def _check_outputs(plan: Plan, paths: list[Path], overwrite: bool) -> None:
             )
 
 
+def _check_folders(plan: Plan, folders: list[Path], overwrite: bool) -> None:
+    """As for files; what an existing folder may hold is checked when it is replaced."""
+    inputs = {os.path.realpath(source.path) for source in plan.checkpoint.files}
+    for path in folders:
+        _check_name(path)
+        parent = path.parent
+        if not os.path.isdir(parent):  # noqa: PTH112
+            raise IoError(
+                "cannot be written: its folder does not exist",
+                file=path,
+                remedy=f"Create the folder first: mkdir -p {parent}",
+            )
+        if os.path.realpath(path) in {os.path.dirname(source) for source in inputs}:  # noqa: PTH120
+            raise UsageError(
+                "is the source's own folder", file=path, remedy="Choose another output."
+            )
+        if os.path.lexists(path) and not os.path.isdir(path):  # noqa: PTH112
+            raise UsageError(
+                "is no folder",
+                file=path,
+                remedy="This format is a folder of files: choose another name for the output.",
+            )
+        if not overwrite and os.path.isdir(path) and os.listdir(path):  # noqa: PTH112, PTH208
+            raise UsageError(
+                "exists already",
+                file=path,
+                remedy="Choose another output, or pass --overwrite (overwrite=True).",
+            )
+        disk = shutil.disk_usage(parent)
+        if plan.nbytes > disk.free and disk.total > 0:
+            raise IoError(
+                f"the disk has {disk.free} bytes free, and the result needs {plan.nbytes}",
+                file=parent,
+                remedy="Free some space, or write to another disk.",
+            )
+
+
 def _check_name(path: Path) -> None:
     try:
         length = len(os.fsencode(path.name))
@@ -185,21 +226,55 @@ def _check_name(path: Path) -> None:
         raise UsageError("the output's name has a NUL in it")
 
 
-def _literals(file: PlannedFile) -> list[tuple[int, bytes]]:
-    made = [(t.offset, t.literal) for t in file.tensors if t.source is None]
-    return [(0, file.header), *made]
+def _core_files(plan: Plan, paths: list[Path]) -> list[Any]:
+    """Each file's path (in a folder: its name there), size, known bytes and folder."""
+    rows = []
+    folder = -1
+    places = iter(paths)
+    for target in plan.targets:
+        folder += target.folder
+        for file in target.files:
+            path = next(places)
+            made = [(t.offset, t.literal) for t in file.tensors if t.source is None]
+            name = os.fsencode(path.name if target.folder else path)
+            rows.append(
+                (name, file.size, [(0, file.header), *made], folder if target.folder else -1)
+            )
+    return rows
+
+
+def _core_folders(plan: Plan, outputs: tuple[Path, ...]) -> list[Any]:
+    return [
+        (os.fsencode(path), [os.fsencode(file.name) for file in target.files])
+        for target, path in zip(plan.targets, outputs, strict=True)
+        if target.folder
+    ]
+
+
+#: What tells one source tensor's encodings apart: target, rows, codec, which of several alike.
+_Encoding = tuple[int, Union[tuple[int, int], None], str, int]  # noqa: UP007
 
 
 def _core_tensors(
-    plan: Plan, files: list[PlannedFile]
-) -> tuple[list[Any], list[Any], list[Any], list[list[tuple[int, str]]]]:
-    """Sources, tensors, importances, outputs as the executor takes them, each source once."""
+    plan: Plan,
+) -> tuple[list[Any], list[Any], list[Any], list[list[list[tuple[int, str]]]]]:
+    """Sources, tensors, importances, outputs as the executor takes them, each source once.
+
+    The last are (file, tensor) of every plane of every output of every tensor.
+    """
     entries = plan.checkpoint.entries
-    outputs: dict[str, list[tuple[int, PlannedTensor]]] = {}
-    for number, file in enumerate(files):
-        for tensor in file.tensors:
-            if tensor.source is not None:
-                outputs.setdefault(tensor.source, []).append((number, tensor))
+    encodings: dict[str, dict[_Encoding, list[tuple[int, PlannedTensor]]]] = {}
+    number = 0
+    for index, target in enumerate(plan.targets):
+        for file in target.files:
+            for tensor in file.tensors:
+                if tensor.source is not None:
+                    wanted = encodings.setdefault(tensor.source, {})
+                    key: _Encoding = (index, tensor.rows, tensor.codec, 0)
+                    while any(t.plane == tensor.plane for _, t in wanted.get(key, ())):
+                        key = (*key[:3], key[3] + 1)
+                    wanted.setdefault(key, []).append((number, tensor))
+            number += 1
     tensors, importances, order = [], [], []
 
     def importance_index(tensor: PlannedTensor) -> int:
@@ -208,22 +283,27 @@ def _core_tensors(
         importances.append(tensor.importance)
         return len(importances) - 1
 
-    for name, wanted in outputs.items():
+    for name, wanted in encodings.items():
         entry = entries[name]
         columns = entry.shape[-1]
         rows = math.prod(entry.shape[:-1])
-        tensors.append(
-            (
-                name,
-                columns,
-                [(entry.file, entry.type, entry.offset, rows)],
-                [
-                    (tensor.codec, number, tensor.offset, importance_index(tensor), tensor.best)
-                    for number, tensor in wanted
-                ],
+        outputs = []
+        for planes in wanted.values():
+            planes.sort(key=lambda member: member[1].plane)
+            tensor = planes[0][1]
+            begin, end = tensor.rows or (0, rows)
+            outputs.append(
+                (
+                    tensor.codec,
+                    [(file_number, plane.offset) for file_number, plane in planes],
+                    begin,
+                    end - begin,
+                    importance_index(tensor),
+                    tensor.best,
+                )
             )
-        )
-        order.append([(number, tensor.name) for number, tensor in wanted])
+        tensors.append((name, columns, [(entry.file, entry.type, entry.offset, rows)], outputs))
+        order.append([[(n, t.name) for n, t in planes] for planes in wanted.values()])
     sources = [
         (os.fsencode(s.path), s.device, s.inode, s.size, s.modified_ns)
         for s in plan.checkpoint.files
@@ -232,14 +312,16 @@ def _core_tensors(
 
 
 def _by_output(
-    rows: list[list[tuple[int, int, float, float]]], order: list[list[tuple[int, str]]]
+    rows: list[list[tuple[list[tuple[int, int]], float, float]]],
+    order: list[list[list[tuple[int, str]]]],
 ) -> dict[tuple[int, str], tuple[str, float]]:
-    """Checksum and relative error of every (file, tensor)."""
+    """Checksum of every (file, tensor), and the relative error of its whole encoding."""
     found = {}
-    for outputs, keys in zip(rows, order, strict=True):
-        for (_, crc, error, signal), key in zip(outputs, keys, strict=True):
+    for outputs, encodings in zip(rows, order, strict=True):
+        for (planes, error, signal), keys in zip(outputs, encodings, strict=True):
             relative = math.sqrt(error / signal) if signal > 0 else 0.0
-            found[key] = (f"{crc:08x}", relative)
+            for (_, crc), key in zip(planes, keys, strict=True):
+                found[key] = (f"{crc:08x}", relative)
     return found
 
 
@@ -257,8 +339,8 @@ def _output(
         crc, error = measured.get((number, t.name), ("", 0.0))
         crc = crc or f"{_core.crc32c(t.literal):08x}"
         tensors.append(TensorReport(t.name, t.source, t.codec, t.shape, t.nbytes, crc, error))
-    weights = sum(math.prod(t.shape) for t in tensors)
-    bits = 8 * file.size / max(1, weights)
+    weights = sum(t.weights for t in file.tensors)
+    bits = 8 * file.size / weights if weights else 0.0
     return OutputFile(owner.target, str(path), file.size, bits, sha256, tuple(tensors))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import os
 import re
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from phiquant import _core
 from phiquant.checkpoint import Checkpoint
+from phiquant.codecs import find_codec
 from phiquant.errors import UsageError
 from phiquant.report import Report
 from phiquant.tensor import check_threads
@@ -42,6 +44,13 @@ class PlannedTensor:
         Weights of the columns' squared errors.
     best : bool
         Whether its scales are searched for (``quality="best"``).
+    plane : int
+        Which plane of the codec it is: codes, scales, zero points or biases. All planes of one
+        encoding have the same source, rows and codec.
+    rows : (begin, end) or None
+        The source's rows that are taken; None for all.
+    count : int or None
+        Number of weights, where that is not the product of ``shape`` (packed codes).
     """
 
     name: str
@@ -53,6 +62,16 @@ class PlannedTensor:
     literal: bytes = field(default=b"", repr=False)
     importance: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
     best: bool = False
+    plane: int = 0
+    rows: tuple[int, int] | None = None
+    count: int | None = None
+
+    @property
+    def weights(self) -> int:
+        """Number of the model's weights that it holds: none in planes of scales."""
+        if self.count is not None:
+            return self.count
+        return math.prod(self.shape) if self.plane == 0 else 0
 
 
 @dataclass(frozen=True)
@@ -86,6 +105,8 @@ class PlannedTarget:
         Makes small text files beside the result, by name, once the result's path is known.
     hint : callable
         A command that runs the result.
+    folder : bool
+        Whether the output is a folder, which holds nothing but the files.
     """
 
     target: str
@@ -96,6 +117,7 @@ class PlannedTarget:
     check: Callable[[Path, PlannedFile], None] = field(repr=False)
     companions: Callable[[Path], dict[str, str]] = field(repr=False)
     hint: Callable[[Path], str] = field(repr=False)
+    folder: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -105,14 +127,7 @@ class PlannedTarget:
     @property
     def weights(self) -> int:
         """Number of weights."""
-        return sum(_count(t.shape) for file in self.files for t in file.tensors)
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    product = 1
-    for extent in shape:
-        product *= extent
-    return product
+        return sum(t.weights for file in self.files for t in file.tensors)
 
 
 @dataclass(frozen=True, repr=False)
@@ -135,14 +150,29 @@ class Plan:
 
     @property
     def source_bytes(self) -> int:
-        """Bytes that will be read: each source tensor once, whatever the number of targets."""
-        used = {t.source for target in self.targets for f in target.files for t in f.tensors}
-        return sum(self.checkpoint.entries[name].nbytes for name in used if name is not None)
+        """Bytes that will be read: each source tensor once, whatever the number of targets, and
+        once more where it is written by columns."""
+        used = {
+            (t.source, find_codec(t.codec).transposed)
+            for target in self.targets
+            for file in target.files
+            for t in file.tensors
+            if t.source is not None
+        }
+        return sum(self.checkpoint.entries[name].nbytes for name, _ in used)
 
     def memory(self, threads: int | None = None) -> int:
         """Peak resident bytes to expect: tiles a worker, and what the interpreter needs."""
         headers = sum(len(file.header) for target in self.targets for file in target.files)
-        return _BASE_MEMORY + check_threads(threads) * int(_core.scratch_bytes) + 8 * headers
+        tiles = {
+            (self.checkpoint.entries[t.source].shape[-1], codec.has_planes, codec.transposed)
+            for target in self.targets
+            for file in target.files
+            for t in file.tensors
+            if t.source is not None and (codec := find_codec(t.codec))
+        }
+        scratch = max((_core.scratch_bytes(*tile) for tile in tiles), default=0)
+        return _BASE_MEMORY + check_threads(threads) * scratch + 8 * headers
 
     def outputs(self, out: str | os.PathLike[str] | None = None) -> tuple[Path, ...]:
         """Where each target's result will stand, for an ``out`` as :meth:`run` takes it.
@@ -158,8 +188,9 @@ class Plan:
         if out is None:
             return tuple(Path(name) for name in names)
         path = Path(out)
-        # Not Path.is_dir, which raises for a name that is too long.
-        is_folder = os.path.isdir(path)  # noqa: PTH112
+        # Not Path.is_dir, which raises for a name that is too long. Where the output is a folder
+        # itself, an existing one is what it shall replace.
+        is_folder = os.path.isdir(path) and not self.targets[0].folder  # noqa: PTH112
         if os.fspath(out).endswith(("/", os.sep)) or len(names) > 1 or is_folder:
             return tuple(path / name for name in names)
         return (path,)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phiquant import _core
-from phiquant.codecs import Codec, all_codecs, find_codec
+from phiquant.codecs import Codec, affine_name, all_codecs, find_codec
 from phiquant.errors import ShapeError, UnsupportedError, UsageError, ValueRangeError
 
 if TYPE_CHECKING:
@@ -47,21 +47,79 @@ class QuantizedTensor:
     shape : tuple of int
         Of the weights.
     codec : Codec
+    planes : tuple of uint8 arrays
+        Of affine codecs: codes, scales and zero points or biases as their format stores them, each
+        as plain bytes; ``data`` is the first. Empty for codecs of blocks.
     """
 
     data: NDArray[np.uint8]
     shape: tuple[int, ...]
     codec: Codec
+    planes: tuple[NDArray[np.uint8], ...] = ()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the blocks."""
-        return self.data.nbytes
+        """Bytes of the blocks, or of all planes."""
+        return sum(plane.nbytes for plane in self.planes) if self.planes else self.data.nbytes
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of the blocks a weight."""
-        return 8.0 * self.data.nbytes / max(1, int(np.prod(self.shape, dtype=np.int64)))
+        """Bits of the blocks, or of all planes, a weight."""
+        return 8.0 * self.nbytes / max(1, int(np.prod(self.shape, dtype=np.int64)))
+
+    @property
+    def codes(self) -> NDArray[np.uint8]:
+        """The codes of an affine codec, unpacked: shape (..., n), 0 to 2**bits - 1.
+
+        Raises
+        ------
+        phiquant.UsageError
+            The codec is not affine.
+        """
+        return self._elements()[0][:, : self.shape[-1]].reshape(self.shape)
+
+    @property
+    def scales(self) -> NDArray[np.float32]:
+        """The scales of an affine codec: shape (..., groups).
+
+        Raises
+        ------
+        phiquant.UsageError
+            The codec is not affine.
+        """
+        return self._elements()[1].reshape(*self.shape[:-1], -1)
+
+    @property
+    def zero_points(self) -> NDArray[np.uint8] | None:
+        """The zero points of an affine codec, as codes: shape (..., groups); None with biases.
+
+        Raises
+        ------
+        phiquant.UsageError
+            The codec is not affine.
+        """
+        zeros = self._elements()[2].reshape(*self.shape[:-1], -1)
+        return None if self.codec.rule == "mlx" else zeros.astype(np.uint8)
+
+    @property
+    def biases(self) -> NDArray[np.float32] | None:
+        """The biases of mlx's affine codecs: shape (..., groups); None with zero points.
+
+        Raises
+        ------
+        phiquant.UsageError
+            The codec is not affine.
+        """
+        zeros = self._elements()[2].reshape(*self.shape[:-1], -1)
+        return zeros if self.codec.rule == "mlx" else None
+
+    def _matrix(self) -> tuple[int, int]:
+        return int(np.prod(self.shape[:-1], dtype=np.int64)), self.shape[-1]
+
+    def _elements(self) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
+        if self.codec.affine is None:
+            raise UsageError(f"{self.codec.name} is no affine codec: it has blocks, not codes")
+        return _core.unpack_planes(self.planes, self.codec.name, *self._matrix())
 
     def dequantize(
         self, dtype: DTypeLike = np.float32, *, threads: int | None = None
@@ -86,7 +144,15 @@ class QuantizedTensor:
                 f"dequantize gives float32, float16 or bfloat16, not {wanted.name}",
                 remedy="Decode to float32 and convert that.",
             )
-        values = _core.dequantize(self.data, self.codec.name, self.shape, check_threads(threads))
+        if self.codec.has_planes:
+            matrix = _core.dequantize_planes(
+                self.planes, self.codec.name, *self._matrix(), check_threads(threads)
+            )
+            values = matrix.reshape(self.shape)
+        else:
+            values = _core.dequantize(
+                self.data, self.codec.name, self.shape, check_threads(threads)
+            )
         return values if wanted == np.float32 else values.astype(wanted)
 
     def error(self, w: Any) -> float:
@@ -100,6 +166,11 @@ class QuantizedTensor:
         original = np.asarray(w) if isinstance(w, np.ndarray) else as_float32(w)
         if original.shape != self.shape:
             raise ShapeError(f"w has the shape {original.shape}, and this tensor {self.shape}")
+        if self.codec.has_planes:
+            difference = (self.dequantize() - original).ravel()
+            signal = float(np.dot(original.ravel(), original.ravel()))
+            total = float(np.dot(difference, difference))
+            return float(np.sqrt(total / signal)) if signal else float(np.sqrt(total))
         rows = original.reshape(-1, self.shape[-1]) if original.ndim > 1 else original[None]
         blocks = self.data.reshape(rows.shape[0], -1)
         error = signal = 0.0
@@ -135,10 +206,12 @@ def quantize(
     *,
     importance: Any = None,
     quality: str = "reference",
+    rule: str | None = None,
+    scales: str | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> QuantizedTensor:
-    """Quantize a matrix into blocks along its last axis.
+    """Quantize a matrix into blocks or groups along its last axis.
 
     Parameters
     ----------
@@ -146,13 +219,18 @@ def quantize(
         NumPy, ml_dtypes or any object with ``__dlpack__``; read in place, never copied. Leading
         axes may have any strides; the last one must be contiguous.
     codec : str
-        A name that ``phiquant formats`` lists, such as ``"q4_k"``.
+        A name that ``phiquant formats`` lists, such as ``"q4_k"``, or an affine one:
+        ``int{2,3,4,5,6,8}_{sym,asym}_{g16,g32,g64,g128,g256,channel}``.
     importance : array_like, shape (n,), optional
         Weight of each column's squared error, as mean squared activations. Codecs whose format's
         own tool ignores it (q8_0, the floats, ...) do so, too.
     quality : "reference" or "best"
         The bits of the format's own tool; or scales searched for the least squared error (each
         column's times its importance, if there is one), in as many bytes of the same format.
+    rule : "ort", "nncf", "mlx" or "ct", optional
+        Of affine codecs: whose tool's bits; ONNX Runtime's by default.
+    scales : "f32", "f16" or "bf16", optional
+        Of affine codecs: the scales' type; by default what the rule's tool stores.
     threads : int, optional
         Workers; one a processor by default. The result does not depend on it.
     progress : callable, optional
@@ -171,11 +249,18 @@ def quantize(
     phiquant.UnsupportedError
         The codec has no ``"best"``.
     """
-    found = find_codec(codec)
+    options = rule is not None or scales is not None
+    found = find_codec(affine_name(codec, rule=rule, scales=scales) if options else codec)
     best = check_quality(quality)
     if best:
         check_best(found)
     weights = None if importance is None else check_importance(importance)
+    if found.has_planes:
+        planes = _core.quantize_planes(
+            w, found.name, check_threads(threads), progress, weights, best
+        )
+        shape = _core.tensor_facts(w)["shape"]
+        return QuantizedTensor(planes[0], tuple(shape), found, tuple(planes))
     blocks = _core.quantize(w, found.name, check_threads(threads), progress, weights, best)
     shape = (*blocks.shape[:-1], blocks.shape[-1] // found.block_bytes * found.block_values)
     return QuantizedTensor(blocks, shape, found)

@@ -125,4 +125,25 @@ std::uint32_t crc32c_join(std::uint32_t first, std::uint32_t second,
     return multiply(power_of_x8(second_length), first) ^ second;
 }
 
+Crc32cShift::Crc32cShift(std::uint64_t length) noexcept {
+    const std::uint32_t power = power_of_x8(length);
+    for (unsigned byte = 0; byte < 4; ++byte) {
+        for (std::uint32_t value = 0; value < 256; ++value) {
+            table_[byte][value] = multiply(power, value << 8 * byte);
+        }
+    }
+}
+
+std::uint32_t crc32c_raw(std::span<const std::byte> bytes) noexcept {
+    return update(0, bytes.data(), bytes.size());
+}
+
+std::uint32_t crc32c_raw_shift(std::uint32_t raw, std::uint64_t length) noexcept {
+    return multiply(power_of_x8(length), raw);
+}
+
+std::uint32_t crc32c_of_raw(std::uint32_t raw, std::uint64_t length) noexcept {
+    return raw ^ ~crc32c_raw_shift(~std::uint32_t{0}, length);
+}
+
 }  // namespace phiquant

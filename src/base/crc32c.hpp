@@ -16,4 +16,28 @@ namespace phiquant {
 [[nodiscard]] std::uint32_t crc32c_join(std::uint32_t first, std::uint32_t second,
                                         std::uint64_t second_length) noexcept;
 
+/// Sums of CRCs for pieces that stand apart: as polynomials they add up. The raw CRC of a piece is
+/// that of the piece with zeros around it, without CRC-32C's inversions.
+class Crc32cShift {
+public:
+    /// Shifts by `length` bytes, always the same.
+    explicit Crc32cShift(std::uint64_t length) noexcept;
+    [[nodiscard]] std::uint32_t operator()(std::uint32_t raw) const noexcept {
+        return table_[0][raw & 255] ^ table_[1][raw >> 8 & 255] ^ table_[2][raw >> 16 & 255] ^
+               table_[3][raw >> 24];
+    }
+
+private:
+    std::uint32_t table_[4][256];
+};
+
+/// The raw CRC of `bytes`.
+[[nodiscard]] std::uint32_t crc32c_raw(std::span<const std::byte> bytes) noexcept;
+
+/// The raw CRC of a piece when `length` zero bytes follow it.
+[[nodiscard]] std::uint32_t crc32c_raw_shift(std::uint32_t raw, std::uint64_t length) noexcept;
+
+/// The CRC-32C of `length` bytes whose raw CRC is `raw`.
+[[nodiscard]] std::uint32_t crc32c_of_raw(std::uint32_t raw, std::uint64_t length) noexcept;
+
 }  // namespace phiquant

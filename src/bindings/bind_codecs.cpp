@@ -2,6 +2,7 @@
 #include <optional>
 
 #include "bindings/bindings.hpp"
+#include "codecs/planes.hpp"
 #include "kernels/dispatch.hpp"
 #include "pipeline/stages.hpp"
 
@@ -26,6 +27,8 @@ const char* name_of(codecs::Grid grid) {
             return "levels";
         case codecs::Grid::lattice:
             return "lattice";
+        case codecs::Grid::affine:
+            return "affine";
     }
     return "";
 }
@@ -46,6 +49,12 @@ py::array_t<T> output_array(const py::object& out, std::uint64_t rows, std::uint
     return array;
 }
 
+const codecs::Codec& blocks_codec_named(const std::string& name) {
+    const codecs::Codec& codec = codec_named(name);
+    if (codec.layout == codecs::Layout::blocks) return codec;
+    throw Error(ErrorKind::usage, name + " is no codec of blocks");
+}
+
 using Weights = py::array_t<float, py::array::c_style>;
 
 py::array_t<std::uint8_t> encode_blocks(const std::string& name,
@@ -53,7 +62,7 @@ py::array_t<std::uint8_t> encode_blocks(const std::string& name,
                                         const std::optional<std::string>& arch,
                                         const py::object& out,
                                         const std::optional<Weights>& importance, bool best) {
-    const codecs::Codec& codec = codec_named(name);
+    const codecs::Codec& codec = blocks_codec_named(name);
     if (values.ndim() != 2 || values.shape(1) % codec.block_values != 0) {
         throw Error(ErrorKind::shape, "expected two axes, the last a multiple of " +
                                           std::to_string(codec.block_values));
@@ -84,7 +93,7 @@ py::array_t<float> decode_blocks(const std::string& name,
                                  const py::array_t<std::uint8_t, py::array::c_style>& blocks,
                                  std::uint64_t columns, const std::optional<std::string>& arch,
                                  const py::object& out) {
-    const codecs::Codec& codec = codec_named(name);
+    const codecs::Codec& codec = blocks_codec_named(name);
     const std::uint64_t row_bytes = pipeline::bytes_of(codec, columns);
     const auto size = static_cast<std::uint64_t>(blocks.size());
     if (columns == 0 || columns % codec.block_values != 0 || size % row_bytes != 0) {
@@ -110,24 +119,96 @@ const codecs::Codec& codec_named(std::string_view name) {
                 "`phiquant formats` lists the codecs.");
 }
 
+namespace {
+
+const char* name_of(codecs::Rule rule) {
+    switch (rule) {
+        case codecs::Rule::ggml:
+            return "ggml";
+        case codecs::Rule::ort:
+            return "ort";
+        case codecs::Rule::nncf:
+            return "nncf";
+        case codecs::Rule::mlx:
+            return "mlx";
+        case codecs::Rule::ct:
+            return "ct";
+    }
+    return "";
+}
+
+const char* name_of(codecs::Content content) {
+    switch (content) {
+        case codecs::Content::blocks:
+            return "blocks";
+        case codecs::Content::codes:
+            return "codes";
+        case codecs::Content::scales:
+            return "scales";
+        case codecs::Content::zero_points:
+            return "zero_points";
+        case codecs::Content::biases:
+            return "biases";
+    }
+    return "";
+}
+
+py::dict facts_of(const codecs::Codec& codec) {
+    const kernels::Table& table = kernels::active();
+    py::dict row;
+    row["name"] = codec.name;
+    row["grid"] = name_of(codec.grid);
+    row["block_values"] = codec.block_values;
+    row["sub_block_values"] = codec.sub_block_values;
+    row["block_bytes"] = codec.block_bytes;
+    row["ggml_type"] =
+        codec.ggml_type == codecs::k_no_ggml_type ? -1 : static_cast<int>(codec.ggml_type);
+    row["needs_importance"] = codec.needs_importance;
+    row["has_best"] = codec.is_affine() ? affine_kernel(table, codec).best != nullptr
+                                        : (table.*codec.kernel).best != nullptr;
+    row["bits_per_weight"] = codec.bits_per_weight();
+    row["rule"] = name_of(codec.rule);
+    return row;
+}
+
+// Facts of an affine codec, or of a float that is written by columns.
+py::object made_codec(const std::string& name) {
+    const codecs::Codec* codec = codecs::find(name);
+    if (codec == nullptr || codec->layout == codecs::Layout::blocks) return py::none();
+    static constexpr const char* k_scales[] = {"float32", "float16", "bfloat16"};
+    py::dict row = facts_of(*codec);
+    row["transposed"] = codec->layout == codecs::Layout::transposed;
+    if (codec->is_affine()) {
+        row["bits"] = codec->affine.bits;
+        row["group"] = codec->affine.group;
+        row["symmetric"] = codec->affine.symmetric;
+        row["scale"] = k_scales[static_cast<std::size_t>(codec->affine.scale)];
+        row["is_built"] = affine_kernel(kernels::active(), *codec).encode != nullptr;
+    }
+    return row;
+}
+
+// (content, bits of an element, elements of a row, bytes) of each plane.
+py::list planes(const std::string& name, std::uint64_t rows, std::uint64_t columns) {
+    if (rows == 0 || columns == 0) throw Error(ErrorKind::shape, "the matrix is empty");
+    py::list found;
+    for (const codecs::Plane& plane : codecs::planes_of(codec_named(name), rows, columns)) {
+        found.append(
+            py::make_tuple(name_of(plane.content), plane.bits, plane.row_elements, plane.bytes()));
+    }
+    return found;
+}
+
+}  // namespace
+
 void bind_codecs(py::module_& module) {
     module.def("codecs", [] {
         py::list rows;
-        for (const codecs::Codec& codec : codecs::all()) {
-            py::dict row;
-            row["name"] = codec.name;
-            row["grid"] = name_of(codec.grid);
-            row["block_values"] = codec.block_values;
-            row["sub_block_values"] = codec.sub_block_values;
-            row["block_bytes"] = codec.block_bytes;
-            row["ggml_type"] = codec.ggml_type;
-            row["needs_importance"] = codec.needs_importance;
-            row["has_best"] = (kernels::active().*codec.kernel).best != nullptr;
-            row["bits_per_weight"] = codec.bits_per_weight();
-            rows.append(row);
-        }
+        for (const codecs::Codec& codec : codecs::all()) rows.append(facts_of(codec));
         return rows;
     });
+    module.def("made_codec", &made_codec, py::arg("name"));
+    module.def("planes", &planes, py::arg("codec"), py::arg("rows"), py::arg("columns"));
     module.def("active_arch", [] { return std::string(kernels::active().name); });
     module.def("available_archs", [] {
         std::vector<std::string> names;

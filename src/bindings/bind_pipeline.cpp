@@ -7,6 +7,7 @@
 #include "base/crc32c.hpp"
 #include "base/workers.hpp"
 #include "bindings/watch.hpp"
+#include "codecs/planes.hpp"
 #include "io/staged.hpp"
 #include "pipeline/executor.hpp"
 #include "pipeline/stages.hpp"
@@ -19,14 +20,17 @@ namespace {
 using SourceRow =
     std::tuple<std::string, std::uint64_t, std::uint64_t, std::uint64_t, std::int64_t>;
 using PartRow = std::tuple<std::uint32_t, std::string, std::uint64_t, std::uint64_t>;
-using OutputRow = std::tuple<std::string, std::uint32_t, std::uint64_t, std::int64_t, bool>;
+using PlaneRow = std::pair<std::uint32_t, std::uint64_t>;
+using OutputRow = std::tuple<std::string, std::vector<PlaneRow>, std::uint64_t, std::uint64_t,
+                             std::int64_t, bool>;
 using TensorRow =
     std::tuple<std::string, std::uint64_t, std::vector<PartRow>, std::vector<OutputRow>>;
-using FileRow =
-    std::tuple<std::string, std::uint64_t, std::vector<std::pair<std::uint64_t, py::bytes>>>;
+using FileRow = std::tuple<std::string, std::uint64_t,
+                           std::vector<std::pair<std::uint64_t, py::bytes>>, std::int64_t>;
+using FolderRow = std::pair<std::string, std::vector<std::string>>;
 
 pipeline::Plan plan_from(const std::vector<SourceRow>& sources, std::vector<TensorRow> tensors,
-                         const std::vector<FileRow>& files) {
+                         const std::vector<FileRow>& files, const std::vector<FolderRow>& folders) {
     pipeline::Plan plan;
     for (const auto& [path, device, inode, size, modified_ns] : sources) {
         plan.sources.push_back({path, {device, inode, size, modified_ns}});
@@ -36,26 +40,30 @@ pipeline::Plan plan_from(const std::vector<SourceRow>& sources, std::vector<Tens
         for (const auto& [source, codec, offset, rows] : parts) {
             tensor.parts.push_back({source, &codec_named(codec), offset, rows});
         }
-        for (const auto& [codec, file, offset, importance, best] : outputs) {
-            tensor.outputs.push_back({&codec_named(codec), file, offset, importance, best});
+        for (const auto& [codec, planes, first_row, rows, importance, best] : outputs) {
+            pipeline::PlannedOutput output{&codec_named(codec), {},  first_row, rows,
+                                           importance,          best};
+            for (const auto& [file, offset] : planes) output.planes.push_back({file, offset});
+            tensor.outputs.push_back(std::move(output));
         }
         plan.tensors.push_back(std::move(tensor));
     }
-    for (const auto& [path, size, literals] : files) {
-        pipeline::PlannedFile file{path, size, {}};
+    for (const auto& [path, size, literals, folder] : files) {
+        pipeline::PlannedFile file{path, size, {}, folder};
         for (const auto& [offset, bytes] : literals) {
             file.literals.push_back({offset, std::string(bytes)});
         }
         plan.files.push_back(std::move(file));
     }
+    for (const auto& [path, names] : folders) plan.folders.push_back({path, names});
     return plan;
 }
 
 py::dict execute(const std::vector<SourceRow>& sources, std::vector<TensorRow> tensors,
-                 const std::vector<FileRow>& files, std::vector<std::vector<float>> importances,
-                 unsigned threads, bool overwrite, bool measure, const py::object& progress,
-                 const py::object& inspect) {
-    pipeline::Plan plan = plan_from(sources, std::move(tensors), files);
+                 const std::vector<FileRow>& files, const std::vector<FolderRow>& folders,
+                 std::vector<std::vector<float>> importances, unsigned threads, bool overwrite,
+                 const py::object& progress, const py::object& inspect) {
+    pipeline::Plan plan = plan_from(sources, std::move(tensors), files, folders);
     plan.importances = std::move(importances);
     pipeline::Watch watch;
     watch.progress = watch_progress(progress);
@@ -75,14 +83,18 @@ py::dict execute(const std::vector<SourceRow>& sources, std::vector<TensorRow> t
     pipeline::Report report;
     {
         const py::gil_scoped_release released;
-        report = pipeline::execute(plan, {threads, overwrite, measure}, watch);
+        report = pipeline::execute(plan, {threads, overwrite}, watch);
     }
     py::list rows;
     for (const auto& outputs : report.tensors) {
         py::list row;
         for (const pipeline::OutputReport& output : outputs) {
-            row.append(py::make_tuple(output.bytes, output.crc32c, output.squared_error,
-                                      output.squared_signal));
+            py::list planes;
+            for (const pipeline::PlaneReport& plane : output.planes) {
+                planes.append(py::make_tuple(plane.bytes, plane.crc32c));
+            }
+            row.append(
+                py::make_tuple(std::move(planes), output.squared_error, output.squared_signal));
         }
         rows.append(std::move(row));
     }
@@ -138,12 +150,19 @@ void bind_pipeline(py::module_& module) {
     module.def("write_file", &write_file, py::arg("path"), py::arg("size"), py::arg("pieces"),
                py::arg("overwrite"));
     module.def("execute", &execute, py::arg("sources"), py::arg("tensors"), py::arg("files"),
-               py::arg("importances"), py::arg("threads"), py::arg("overwrite"), py::arg("measure"),
+               py::arg("folders"), py::arg("importances"), py::arg("threads"), py::arg("overwrite"),
                py::arg("progress") = py::none(), py::arg("inspect") = py::none());
     module.def(
         "block_bytes",
         [](const std::string& codec, std::uint64_t rows, std::uint64_t columns) {
             const codecs::Codec& found = codec_named(codec);
+            if (found.layout != codecs::Layout::blocks) {
+                std::uint64_t total = 0;
+                for (const codecs::Plane& plane : codecs::planes_of(found, rows, columns)) {
+                    total += plane.bytes();
+                }
+                return total;
+            }
             if (columns % found.block_values != 0) {
                 throw Error(ErrorKind::shape,
                             "rows of " + std::to_string(columns) + " columns do not divide into " +
@@ -160,7 +179,18 @@ void bind_pipeline(py::module_& module) {
             return crc32c(std::as_bytes(std::span(view)));
         },
         py::arg("bytes"));
-    module.attr("scratch_bytes") = pipeline::Scratch::bytes();
+    // A worker's memory for tensors of so many columns, written by columns or not.
+    module.def(
+        "scratch_bytes",
+        [](std::uint64_t columns, bool planes, bool transposed) {
+            if (!planes || columns == 0) return pipeline::Scratch::bytes();
+            const pipeline::Tiling tiling(
+                std::uint64_t{1} << 32, columns, codecs::k_row_step,
+                transposed ? pipeline::k_transposed_tile_values : pipeline::k_tile_values);
+            // Elements and pieces of planes beside it: less than half as much.
+            return pipeline::Scratch::bytes(tiling.most_values()) * 3 / 2;
+        },
+        py::arg("columns"), py::arg("planes"), py::arg("transposed"));
 }
 
 }  // namespace phiquant::bindings

@@ -14,6 +14,7 @@ namespace phiquant::bindings {
 
 void bind_codecs(pybind11::module_& module);
 void bind_formats(pybind11::module_& module);
+void bind_onnx(pybind11::module_& module);
 void bind_tensor(pybind11::module_& module);
 void bind_pipeline(pybind11::module_& module);
 

@@ -61,6 +61,7 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
     module.attr("version") = PHIQUANT_VERSION;
     phiquant::bindings::bind_codecs(module);
     phiquant::bindings::bind_formats(module);
+    phiquant::bindings::bind_onnx(module);
     phiquant::bindings::bind_tensor(module);
     phiquant::bindings::bind_pipeline(module);
 }

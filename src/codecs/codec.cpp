@@ -1,8 +1,10 @@
-// The table of codecs; a new one is one row here and one header in kernels/.
+// The table of ggml's types and the floats; a new one is one row here and one header in kernels/.
 #include "codecs/codec.hpp"
 
 #include <array>
 #include <limits>
+
+#include "codecs/made.hpp"
 
 namespace phiquant::codecs {
 namespace {
@@ -53,11 +55,11 @@ constexpr std::array k_codecs{
 
 std::span<const Codec> all() noexcept { return k_codecs; }
 
-const Codec* find(std::string_view name) noexcept {
+const Codec* find(std::string_view name) {
     for (const Codec& codec : k_codecs) {
         if (codec.name == name) return &codec;
     }
-    return nullptr;
+    return find_made(name);
 }
 
 const Codec* find_ggml(std::uint32_t type) noexcept {

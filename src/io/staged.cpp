@@ -64,11 +64,20 @@ Error exists_error(const std::string& target) {
 
 }  // namespace
 
-StagedFile::StagedFile(std::string target, std::uint64_t size, bool overwrite)
-    : target_(std::move(target)), size_(size), overwrite_(overwrite) {
+StagedFile::StagedFile(std::string target, std::uint64_t size, bool overwrite, Naming naming)
+    : target_(std::move(target)), size_(size), overwrite_(overwrite), naming_(naming) {
     const auto slash = target_.rfind('/');
     folder_ = slash == std::string::npos ? "." : slash == 0 ? "/" : target_.substr(0, slash);
     name_ = slash == std::string::npos ? target_ : target_.substr(slash + 1);
+    if (naming_ == Naming::at_once) {
+        path_ = target_;
+        descriptor_ = retried([&] {
+            return ::open(path_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
+        });
+        if (descriptor_ < 0) throw system_error(errno, target_, "cannot be created");
+        reserve();
+        return;
+    }
     struct stat facts{};
     if (::lstat(target_.c_str(), &facts) == 0) {
         if (S_ISDIR(facts.st_mode)) {
@@ -84,7 +93,8 @@ StagedFile::StagedFile(std::string target, std::uint64_t size, bool overwrite)
 
 StagedFile::~StagedFile() {
     if (state_ == State::published) take_back();
-    if (state_ == State::staged) {
+    // A folder removes its own files; by now its staged name may be that of what it replaces.
+    if (state_ == State::staged && naming_ == Naming::on_publish) {
         if (!path_.empty()) ::unlink(path_.c_str());
         if (!previous_.empty()) ::unlink(previous_.c_str());
     }
@@ -124,12 +134,6 @@ void StagedFile::remove_abandoned() const {
 }
 
 void StagedFile::create() {
-    const auto give_up = [this](int error, const std::string& what) -> Error {
-        ::unlink(path_.c_str());
-        path_.clear();
-        ::close(std::exchange(descriptor_, -1));
-        return system_error(error, target_, what.c_str());
-    };
     for (int attempt = 0;; ++attempt) {
         path_ = staged_name();
         descriptor_ = retried([&] {
@@ -154,6 +158,17 @@ void StagedFile::create() {
         ::unlink(path_.c_str());
         ::close(std::exchange(descriptor_, -1));
     }
+    reserve();
+}
+
+Error StagedFile::give_up(int error, const std::string& what) {
+    ::unlink(path_.c_str());
+    path_.clear();
+    ::close(std::exchange(descriptor_, -1));
+    return system_error(error, target_, what.c_str());
+}
+
+void StagedFile::reserve() {
     if (size_ == 0) return;
 #if defined(__linux__)
     // The system call itself, not posix_fallocate: glibc's stand-in would write every block.
@@ -221,6 +236,7 @@ void StagedFile::sync(const std::atomic<bool>& stop) {
 }
 
 void StagedFile::publish() {
+    if (naming_ == Naming::at_once) return;
     if (overwrite_) {
         set_previous_aside();
         if (::rename(path_.c_str(), target_.c_str()) != 0) {
@@ -288,6 +304,7 @@ void StagedFile::take_back() noexcept {
 
 void StagedFile::keep() noexcept {
     state_ = State::kept;
+    if (naming_ == Naming::at_once) return;
     if (!previous_.empty()) ::unlink(previous_.c_str());
 }
 

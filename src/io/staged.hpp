@@ -7,7 +7,15 @@
 #include <span>
 #include <string>
 
+#include "base/error.hpp"
+
 namespace phiquant::io {
+
+/// When a file gets its name.
+enum class Naming : std::uint8_t {
+    on_publish,  ///< staged beside its target until then
+    at_once      ///< in a StagedFolder, which is renamed as a whole
+};
 
 /// Positioned, thread-safe writes into a staged file `.NAME.phiquant-XXXXXXXX` in the target's
 /// folder. Until publish() the target is as it was, and until keep() it can be made so again: the
@@ -18,7 +26,8 @@ class StagedFile {
 public:
     /// Reserves `size` bytes on the disk. Throws Error(io): no space, no permission, a name that is
     /// too long; Error(usage) when the target exists and `overwrite` is false.
-    StagedFile(std::string target, std::uint64_t size, bool overwrite);
+    StagedFile(std::string target, std::uint64_t size, bool overwrite,
+               Naming naming = Naming::on_publish);
     ~StagedFile();
     StagedFile(const StagedFile&) = delete;
     StagedFile& operator=(const StagedFile&) = delete;
@@ -43,6 +52,8 @@ public:
 private:
     void remove_abandoned() const;
     void create();
+    void reserve();
+    [[nodiscard]] Error give_up(int error, const std::string& what);
     void set_previous_aside();
     void rename_to_absent_target();
     void take_back() noexcept;
@@ -55,6 +66,7 @@ private:
     bool replaced_for_good_ = false;  ///< the file system cannot give files a second name
     std::uint64_t size_;
     bool overwrite_;
+    Naming naming_;
     State state_ = State::staged;
     int descriptor_ = -1;
     int previous_descriptor_ = -1;

@@ -29,7 +29,7 @@ inline constexpr Kernel best_kernel{&encode_small<Arch, Block>, &decode_small<Ar
 
 template <>
 const Table& table<Arch>() noexcept {
-    static constexpr Table kernels{
+    static const Table kernels{
         .name = PHIQUANT_NAME(PHIQUANT_KERNEL_ARCH),
         .find_exceeding = &find_exceeding<Arch>,
         .squared_sums = &squared_sums<Arch>,
@@ -72,6 +72,7 @@ const Table& table<Arch>() noexcept {
         .iq3_s = small_kernel<Arch, BlockIQ3S>,
         .iq1_s = small_kernel<Arch, BlockIQ1S>,
         .iq1_m = small_kernel<Arch, BlockIQ1M>,
+        .affine = &affine_table<Arch>(),
     };
     return kernels;
 }

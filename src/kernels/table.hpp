@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/affine.hpp"
+
 namespace phiquant::kernels {
 
 /// Rows to be encoded: row-major, contiguous, finite float32.
@@ -47,6 +49,8 @@ struct Table {
     Kernel iq4_nl, iq4_xs;
     Kernel iq2_xxs, iq2_xs, iq2_s, iq3_xxs, iq3_s;
     Kernel iq1_s, iq1_m;
+
+    const AffineTable* affine;
 };
 
 }  // namespace phiquant::kernels

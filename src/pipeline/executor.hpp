@@ -14,13 +14,16 @@ namespace phiquant::pipeline {
 struct Options {
     unsigned threads = 1;
     bool overwrite = false;
-    bool measure = true;  ///< sum each encoding's squared error for the report
+};
+
+struct PlaneReport {
+    std::uint64_t bytes = 0;
+    std::uint32_t crc32c = 0;
 };
 
 /// What came of one encoding of one tensor, in the plan's order.
 struct OutputReport {
-    std::uint64_t bytes = 0;
-    std::uint32_t crc32c = 0;
+    std::vector<PlaneReport> planes;
     double squared_error = 0;   ///< sum over all values
     double squared_signal = 0;  ///< sum of the source's squares
 };
@@ -42,8 +45,5 @@ struct Watch {
 /// Run the plan. On any error, and when stopped, every target is as it was before. Throws Error
 /// with file and tensor filled in, or what `watch` throws.
 Report execute(const Plan& plan, const Options& options, const Watch& watch);
-
-/// Source bytes that the plan reads: the total of Watch::progress.
-[[nodiscard]] std::uint64_t source_bytes(const Plan& plan);
 
 }  // namespace phiquant::pipeline

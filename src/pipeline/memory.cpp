@@ -59,24 +59,23 @@ const std::byte* RowView::row(std::uint64_t index) const noexcept {
     return data + offset;
 }
 
-void encode_rows(const RowView& from, const codecs::Codec& to, const Encoding& how,
-                 std::byte* blocks, unsigned threads, const Observer& observe) {
-    const std::uint64_t columns = from.columns();
-    const Tiling tiling(from.rows(), columns);
-    const kernels::Table& table = kernels::active();
+namespace {
+
+// Every tile of a matrix on some threads: work(tile, scratch).
+template <class Work>
+void for_each_tile(const Tiling& tiling, unsigned threads, const Observer& observe,
+                   const Work& work) {
     std::atomic<std::uint64_t> next{0};
     Progress progress;
     run_workers(
         useful_threads(threads, tiling.count()), progress,
         [&](unsigned) {
-            Scratch scratch;
+            Scratch scratch(tiling.most_values());
             while (!progress.stop.load(std::memory_order_relaxed)) {
                 const std::uint64_t index = next.fetch_add(1, std::memory_order_relaxed);
                 if (index >= tiling.count()) return;
                 const Tile tile = tiling[index];
-                const float* values = gather(table, from, tile, scratch);
-                encode(table, to, values, tile, how,
-                       blocks + bytes_of(to, tile.row * columns + tile.column), scratch);
+                work(tile, scratch);
                 progress.done.fetch_add(tile.values(), std::memory_order_relaxed);
             }
         },
@@ -87,29 +86,110 @@ void encode_rows(const RowView& from, const codecs::Codec& to, const Encoding& h
     if (observe) observe(progress.done.load(std::memory_order_relaxed));
 }
 
+Tiling planes_tiling(const codecs::Codec& codec, std::uint64_t rows, std::uint64_t columns) {
+    return {rows, columns, codecs::k_row_step,
+            codec.layout == codecs::Layout::transposed ? k_transposed_tile_values : k_tile_values};
+}
+
+// Calls copy(in the plane, in the piece, bytes) for every run of a tile's piece of a plane.
+template <class Copy>
+void for_each_run(const codecs::Plane& plane, const Tile& tile, const Copy& copy) {
+    if (!plane.transposed) {
+        copy(tile.row / plane.rows_per_line * plane.line_bits / 8, 0,
+             piece_bytes(plane, tile.rows));
+        return;
+    }
+    const std::uint64_t run = tile.rows * plane.bits / 8;
+    for (std::uint64_t line = 0; line < plane.lines; ++line) {
+        copy(line * plane.line_bits / 8 + tile.row * plane.bits / 8, line * run, run);
+    }
+}
+
+// The pieces of a tile, where they stand or (lines apart) gathered in the scratch.
+PlanePieces gather_pieces(const codecs::Planes& planes, const std::vector<const std::byte*>& from,
+                          const Tile& tile, Scratch& scratch) {
+    std::uint64_t total = 0;
+    for (const codecs::Plane& plane : planes) total += piece_bytes(plane, tile.rows);
+    std::byte* room = scratch.pieces(total);
+    PlanePieces pieces;
+    for (std::size_t i = 0; i < planes.size(); ++i) {
+        const std::uint64_t bytes = piece_bytes(planes[i], tile.rows);
+        pieces[i] = {room, bytes};
+        for_each_run(planes[i], tile,
+                     [&](std::uint64_t there, std::uint64_t here, std::uint64_t count) {
+                         if (planes[i].transposed) {
+                             std::memcpy(room + here, from[i] + there, count);
+                         } else {
+                             pieces[i] = {from[i] + there, count};
+                         }
+                     });
+        room += bytes;
+    }
+    return pieces;
+}
+
+}  // namespace
+
+void encode_rows(const RowView& from, const codecs::Codec& to, const Encoding& how,
+                 std::byte* blocks, unsigned threads, const Observer& observe) {
+    const std::uint64_t columns = from.columns();
+    const kernels::Table& table = kernels::active();
+    for_each_tile(Tiling(from.rows(), columns), threads, observe,
+                  [&](const Tile& tile, Scratch& scratch) {
+                      const float* values = gather(table, from, tile, scratch);
+                      encode(table, to, values, tile, how,
+                             blocks + bytes_of(to, tile.row * columns + tile.column), scratch);
+                  });
+}
+
 void decode_rows(const codecs::Codec& from, const std::byte* blocks, std::uint64_t rows,
                  std::uint64_t columns, float* out, unsigned threads, const Observer& observe) {
-    const Tiling tiling(rows, columns);
     const kernels::Table& table = kernels::active();
-    std::atomic<std::uint64_t> next{0};
-    Progress progress;
-    run_workers(
-        useful_threads(threads, tiling.count()), progress,
-        [&](unsigned) {
-            while (!progress.stop.load(std::memory_order_relaxed)) {
-                const std::uint64_t index = next.fetch_add(1, std::memory_order_relaxed);
-                if (index >= tiling.count()) return;
-                const Tile tile = tiling[index];
-                const std::uint64_t at = tile.row * columns + tile.column;
-                decode(table, from, blocks + bytes_of(from, at), tile.values(), out + at);
-                progress.done.fetch_add(tile.values(), std::memory_order_relaxed);
-            }
-        },
-        [&] {
-            if (observe) observe(progress.done.load(std::memory_order_relaxed));
-        });
-    // The last worker may have finished while the observer was at work.
-    if (observe) observe(progress.done.load(std::memory_order_relaxed));
+    for_each_tile(Tiling(rows, columns), threads, observe, [&](const Tile& tile, Scratch&) {
+        const std::uint64_t at = tile.row * columns + tile.column;
+        decode(table, from, blocks + bytes_of(from, at), tile.values(), out + at);
+    });
+}
+
+void encode_planes(const RowView& from, const codecs::Codec& to, const Encoding& how,
+                   const std::vector<std::byte*>& planes, unsigned threads,
+                   const Observer& observe) {
+    const kernels::Table& table = kernels::active();
+    const codecs::Planes described = planes_of(to, from.rows(), from.columns());
+    for_each_tile(planes_tiling(to, from.rows(), from.columns()), threads, observe,
+                  [&](const Tile& tile, Scratch& scratch) {
+                      const float* values = gather(table, from, tile, scratch);
+                      const PlanePieces pieces =
+                          encode_planes(table, to, described, values, tile, how, scratch);
+                      for (std::size_t i = 0; i < described.size(); ++i) {
+                          for_each_run(
+                              described[i], tile,
+                              [&](std::uint64_t there, std::uint64_t here, std::uint64_t count) {
+                                  std::memcpy(planes[i] + there, pieces[i].data() + here, count);
+                              });
+                      }
+                  });
+}
+
+void decode_planes(const codecs::Codec& from, const std::vector<const std::byte*>& planes,
+                   std::uint64_t rows, std::uint64_t columns, float* out, unsigned threads,
+                   const Observer& observe) {
+    const kernels::Table& table = kernels::active();
+    const codecs::Planes described = planes_of(from, rows, columns);
+    for_each_tile(planes_tiling(from, rows, columns), threads, observe,
+                  [&](const Tile& tile, Scratch& scratch) {
+                      const PlanePieces pieces = gather_pieces(described, planes, tile, scratch);
+                      decode_planes(table, from, described, pieces, tile.rows, columns, scratch,
+                                    out + tile.row * columns);
+                  });
+}
+
+void unpack_planes(const codecs::Codec& from, const std::vector<const std::byte*>& planes,
+                   std::uint64_t rows, std::uint64_t columns, const codecs::Elements& out) {
+    const codecs::Planes described = planes_of(from, rows, columns);
+    for (std::size_t i = 0; i < described.size(); ++i) {
+        unpack(from, described[i], planes[i], rows, out);
+    }
 }
 
 }  // namespace phiquant::pipeline

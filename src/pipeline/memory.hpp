@@ -36,4 +36,18 @@ void encode_rows(const RowView& from, const codecs::Codec& to, const Encoding& h
 void decode_rows(const codecs::Codec& from, const std::byte* blocks, std::uint64_t rows,
                  std::uint64_t columns, float* out, unsigned threads, const Observer& observe);
 
+/// Encode all rows into the planes of a codec that has several; each as long as it must be.
+void encode_planes(const RowView& from, const codecs::Codec& to, const Encoding& how,
+                   const std::vector<std::byte*>& planes, unsigned threads,
+                   const Observer& observe);
+
+/// Decode a matrix from its planes.
+void decode_planes(const codecs::Codec& from, const std::vector<const std::byte*>& planes,
+                   std::uint64_t rows, std::uint64_t columns, float* out, unsigned threads,
+                   const Observer& observe);
+
+/// Codes (as unsigned bytes, groups filled up), scales, zero points or biases of all rows.
+void unpack_planes(const codecs::Codec& from, const std::vector<const std::byte*>& planes,
+                   std::uint64_t rows, std::uint64_t columns, const codecs::Elements& out);
+
 }  // namespace phiquant::pipeline

@@ -26,16 +26,23 @@ struct SourcePart {
     std::uint64_t rows;
 };
 
-/// One encoding of a tensor.
+/// Where one plane of an encoding goes.
+struct PlannedPlane {
+    std::uint32_t file;    ///< index into Plan::files
+    std::uint64_t offset;  ///< of the plane's first byte
+};
+
+/// One encoding of some rows of a tensor.
 struct PlannedOutput {
     const codecs::Codec* codec;
-    std::uint32_t file;            ///< index into Plan::files
-    std::uint64_t offset;          ///< of the first row's first byte
+    std::vector<PlannedPlane> planes;  ///< as many as the codec has, in its order
+    std::uint64_t first_row, rows;
     std::int64_t importance = -1;  ///< index into Plan::importances, or none
     bool best = false;             ///< by the search of quality "best", which the codec must have
 };
 
-/// A matrix (a vector is one row): the parts' rows, one after the other, for all its outputs.
+/// A matrix (a vector is one row): the parts' rows, one after the other, for all its outputs. Each
+/// is read once for all outputs that are written by rows, and once for those by columns.
 struct PlannedTensor {
     std::string name;  ///< in the source, for messages
     std::uint64_t columns;
@@ -49,16 +56,24 @@ struct PlannedLiteral {
     std::string bytes;
 };
 
-struct PlannedFile {
+/// A folder that is published as a whole.
+struct PlannedFolder {
     std::string path;
+    std::vector<std::string> names;  ///< of its files: what may be replaced if it exists already
+};
+
+struct PlannedFile {
+    std::string path;    ///< of a folder's file: its name in there
     std::uint64_t size;  ///< bytes that nothing writes are zero
     std::vector<PlannedLiteral> literals;
+    std::int64_t folder = -1;  ///< index into Plan::folders, or none
 };
 
 struct Plan {
     std::vector<PlannedSource> sources;
     std::vector<PlannedTensor> tensors;
     std::vector<PlannedFile> files;
+    std::vector<PlannedFolder> folders;
     /// Weights of columns: what an importance matrix holds for one tensor.
     std::vector<std::vector<float>> importances;
 

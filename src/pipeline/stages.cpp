@@ -1,6 +1,7 @@
 // Decode, check, encode and measure one tile.
 #include "pipeline/stages.hpp"
 
+#include <algorithm>
 #include <cfloat>
 #include <cmath>
 #include <cstdio>
@@ -28,13 +29,13 @@ std::string text_of(float value) {
 // The value to blame where one beyond the codec's bound did not survive, else `count`. A scale that
 // overflows shows as an infinity or a NaN anywhere in the block; a fit whose sums overflow may
 // also have fallen back to zeros, which ggml writes without a word.
-std::uint64_t find_lost(const codecs::Codec& codec, const float* values, const float* decoded,
-                        std::uint64_t first, std::uint64_t count) {
-    const std::uint64_t block = codec.block_values;
+std::uint64_t find_lost(const codecs::Codec& codec, std::uint64_t block, const float* values,
+                        const float* decoded, std::uint64_t first, std::uint64_t count) {
     for (std::uint64_t begin = first / block * block; begin < count; begin += block) {
+        const std::uint64_t end = std::min(count, begin + block);
         std::uint64_t largest = begin;
         bool finite = true;
-        for (std::uint64_t i = begin; i < begin + block; ++i) {
+        for (std::uint64_t i = begin; i < end; ++i) {
             if (std::fabs(values[i]) > std::fabs(values[largest])) largest = i;
             finite = finite && std::isfinite(decoded[i]);
         }
@@ -47,13 +48,38 @@ std::uint64_t find_lost(const codecs::Codec& codec, const float* values, const f
     return count;
 }
 
+void refuse_lost(const codecs::Codec& codec, std::uint64_t block, const float* values,
+                 const float* decoded, const Tile& at, std::uint64_t first) {
+    const std::uint64_t count = at.values();
+    const std::uint64_t bad = find_lost(codec, block, values, decoded, first, count);
+    if (bad == count) return;
+    throw Error(ErrorKind::value,
+                "holds " + text_of(values[bad]) + " at " + index_of(at, bad) + ", which " +
+                    std::string(codec.name) + " cannot hold",
+                "Choose a codec with a larger range for this tensor: bf16 or f32.");
+}
+
 }  // namespace
 
-Scratch::Scratch()
-    : source_(new std::byte[4 * k_tile_values]),
-      codes_(new std::byte[4 * k_tile_values]),
-      values_(new float[k_tile_values]),
-      decoded_(new float[k_tile_values]) {}
+Scratch::Scratch(std::uint64_t values)
+    : source_(new std::byte[4 * values]),
+      codes_(new std::byte[4 * values]),
+      values_(new float[values]),
+      decoded_(new float[values]) {}
+
+codecs::Elements Scratch::elements(const codecs::Codec& codec, std::uint64_t rows,
+                                   std::uint64_t columns) {
+    const std::uint64_t groups = rows * codec.affine.groups_of(columns);
+    const std::uint64_t codes = groups * codec.affine.group_of(columns);
+    if (element_codes_.size() < codes) element_codes_.resize(codes);
+    if (element_parameters_.size() < 2 * groups) element_parameters_.resize(2 * groups);
+    return {element_codes_.data(), element_parameters_.data(), element_parameters_.data() + groups};
+}
+
+std::byte* Scratch::pieces(std::uint64_t bytes) {
+    if (pieces_.size() < bytes) pieces_.resize(bytes);
+    return pieces_.data();
+}
 
 void decode(const kernels::Table& table, const codecs::Codec& codec, const std::byte* blocks,
             std::uint64_t values, float* out) noexcept {
@@ -87,12 +113,68 @@ void encode(const kernels::Table& table, const codecs::Codec& codec, const float
     fit({values, at.rows, at.columns, how.importance}, &blocks);
     if (large == count) return;
     decode(table, codec, blocks, count, scratch.decoded());
-    const std::uint64_t bad = find_lost(codec, values, scratch.decoded(), large, count);
-    if (bad == count) return;
-    throw Error(ErrorKind::value,
-                "holds " + text_of(values[bad]) + " at " + index_of(at, bad) + ", which " +
-                    std::string(codec.name) + " cannot hold",
-                "Choose a codec with a larger range for this tensor: bf16 or f32.");
+    refuse_lost(codec, codec.block_values, values, scratch.decoded(), at, large);
+}
+
+PlanePieces encode_planes(const kernels::Table& table, const codecs::Codec& codec,
+                          const codecs::Planes& planes, const float* values, const Tile& at,
+                          const Encoding& how, Scratch& scratch) {
+    const std::uint64_t count = at.values();
+    const std::uint64_t large = table.find_exceeding(values, count, codec.largest);
+    if (large != count) check_finite(table, values, at);
+
+    std::uint64_t total = 0;
+    for (const codecs::Plane& plane : planes) total += piece_bytes(plane, at.rows);
+    std::byte* out = scratch.pieces(total);
+    PlanePieces pieces;
+    if (codec.is_affine()) {
+        const kernels::AffineKernel& kernel = affine_kernel(table, codec);
+        const kernels::AffineEncode fit = how.best ? kernel.best : kernel.encode;
+        if (fit == nullptr) {
+            throw Error(ErrorKind::unsupported,
+                        std::string(codec.name) +
+                            (how.best ? " has no best quality" : " cannot be encoded yet"));
+        }
+        const codecs::Elements elements = scratch.elements(codec, at.rows, at.columns);
+        const codecs::Affine& affine = codec.affine;
+        fit({affine.bits, affine.group_of(at.columns), affine.symmetric, affine.scale},
+            {values, at.rows, at.columns, how.importance},
+            {elements.codes, elements.scales, elements.zeros});
+        for (std::size_t i = 0; i < planes.size(); ++i) {
+            const std::uint64_t bytes = piece_bytes(planes[i], at.rows);
+            pack(codec, planes[i], elements, at.rows, out);
+            pieces[i] = {out, bytes};
+            out += bytes;
+        }
+    } else {
+        std::byte* plain = scratch.codes();
+        (table.*codec.kernel).encode({values, at.rows, at.columns, nullptr}, &plain);
+        codecs::transpose(plain, at.rows, at.columns, codec.block_bytes, out);
+        pieces[0] = {out, total};
+    }
+    if (large == count) return pieces;
+    decode_planes(table, codec, planes, pieces, at.rows, at.columns, scratch, scratch.decoded());
+    const std::uint64_t block = codec.is_affine() ? codec.affine.group_of(at.columns) : 1;
+    refuse_lost(codec, at.columns % block == 0 ? block : at.columns, values, scratch.decoded(), at,
+                large);
+    return pieces;
+}
+
+void decode_planes(const kernels::Table& table, const codecs::Codec& codec,
+                   const codecs::Planes& planes, const PlanePieces& pieces, std::uint64_t rows,
+                   std::uint64_t columns, Scratch& scratch, float* out) {
+    if (!codec.is_affine()) {
+        // Its transpose's transpose, then as any float.
+        std::byte* plain = scratch.codes();
+        codecs::transpose(pieces[0].data(), columns, rows, codec.block_bytes, plain);
+        decode(table, codec, plain, rows * columns, out);
+        return;
+    }
+    const codecs::Elements elements = scratch.elements(codec, rows, columns);
+    for (std::size_t i = 0; i < planes.size(); ++i) {
+        unpack(codec, planes[i], pieces[i].data(), rows, elements);
+    }
+    dequantize(codec, elements, rows, columns, out);
 }
 
 ErrorSums error_sums(const kernels::Table& table, const float* values, const float* decoded,

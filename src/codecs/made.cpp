@@ -1,0 +1,190 @@
+// Names of affine codecs, read and written.
+#include "codecs/made.hpp"
+
+#include <array>
+#include <charconv>
+#include <deque>
+#include <mutex>
+#include <optional>
+#include <string>
+
+namespace phiquant::codecs {
+namespace {
+
+using kernels::AffineScale;
+
+template <class Value>
+struct Word {
+    std::string_view text;
+    Value value;
+};
+
+constexpr std::array k_rules{Word<Rule>{"ort", Rule::ort}, Word<Rule>{"nncf", Rule::nncf},
+                             Word<Rule>{"mlx", Rule::mlx}, Word<Rule>{"ct", Rule::ct}};
+constexpr std::array k_scales{Word<AffineScale>{"f32", AffineScale::f32},
+                              Word<AffineScale>{"f16", AffineScale::f16},
+                              Word<AffineScale>{"bf16", AffineScale::bf16}};
+constexpr std::array k_layouts{
+    Word<Layout>{"rows", Layout::rows}, Word<Layout>{"openvino", Layout::openvino},
+    Word<Layout>{"mlx", Layout::mlx}, Word<Layout>{"packed", Layout::packed},
+    Word<Layout>{"transposed", Layout::transposed}};
+constexpr std::array k_groups{Word<std::uint32_t>{"g16", 16},   Word<std::uint32_t>{"g32", 32},
+                              Word<std::uint32_t>{"g64", 64},   Word<std::uint32_t>{"g128", 128},
+                              Word<std::uint32_t>{"g256", 256}, Word<std::uint32_t>{"channel", 0}};
+
+template <class Words>
+auto value_of(const Words& words, std::string_view text)
+    -> std::optional<decltype(words.front().value)> {
+    for (const auto& word : words) {
+        if (word.text == text) return word.value;
+    }
+    return std::nullopt;
+}
+
+template <class Words, class Value>
+std::string_view text_of(const Words& words, Value value) {
+    for (const auto& word : words) {
+        if (word.value == value) return word.text;
+    }
+    return {};
+}
+
+// What a rule's own tool stores.
+AffineScale default_scale(Rule rule) {
+    return rule == Rule::ort    ? AffineScale::f32
+           : rule == Rule::nncf ? AffineScale::f16
+                                : AffineScale::bf16;
+}
+
+Layout default_layout(Rule rule) {
+    switch (rule) {
+        case Rule::nncf:
+            return Layout::openvino;
+        case Rule::mlx:
+            return Layout::mlx;
+        case Rule::ct:
+            return Layout::packed;
+        default:
+            return Layout::rows;
+    }
+}
+
+// Everything up to `mark`, which is taken off the text with it; all of it where there is none.
+std::string_view take_until(std::string_view& text, char mark) {
+    const auto at = text.find(mark);
+    const std::string_view taken = text.substr(0, at);
+    text = at == std::string_view::npos ? std::string_view() : text.substr(at + 1);
+    return taken;
+}
+
+struct Parsed {
+    std::string name;
+    Codec codec;
+};
+
+std::optional<Parsed> parse_float(std::string_view base, std::string_view options) {
+    if (options != "layout=transposed") return std::nullopt;
+    for (const Codec& codec : all()) {
+        if (codec.grid != Grid::floating || codec.name != base) continue;
+        Parsed parsed{std::string(base) + ",layout=transposed", codec};
+        parsed.codec.layout = Layout::transposed;
+        parsed.codec.ggml_type = k_no_ggml_type;
+        return parsed;
+    }
+    return std::nullopt;
+}
+
+std::optional<Parsed> parse_affine(std::string_view base, std::string_view options) {
+    std::string_view rest = base.substr(3);
+    const std::string_view bits_text = take_until(rest, '_'), kind = take_until(rest, '_');
+    Affine affine{};
+    const auto [end, error] =
+        std::from_chars(bits_text.data(), bits_text.data() + bits_text.size(), affine.bits);
+    const bool known_bits = affine.bits >= 2 && affine.bits <= 8 && affine.bits != 7;
+    if (error != std::errc() || end != bits_text.data() + bits_text.size() || !known_bits ||
+        bits_text.size() != 1 || (kind != "sym" && kind != "asym")) {
+        return std::nullopt;
+    }
+    affine.symmetric = kind == "sym";
+    const auto group = value_of(k_groups, rest);
+    if (!group) return std::nullopt;
+    affine.group = *group;
+
+    std::optional<Rule> rule;
+    std::optional<AffineScale> scale;
+    std::optional<Layout> layout;
+    while (!options.empty()) {
+        std::string_view option = take_until(options, ',');
+        const std::string_view key = take_until(option, '=');
+        const bool known = (key == "rule" && !rule && (rule = value_of(k_rules, option))) ||
+                           (key == "scales" && !scale && (scale = value_of(k_scales, option))) ||
+                           (key == "layout" && !layout && (layout = value_of(k_layouts, option)));
+        if (!known) return std::nullopt;
+    }
+    const Rule by = rule.value_or(Rule::ort);
+    affine.scale = scale.value_or(default_scale(by));
+    const Layout laid = layout.value_or(default_layout(by));
+    // Biases are values, zero points codes: neither layout can hold what the other rule makes.
+    if ((by == Rule::mlx) != (laid == Layout::mlx)) return std::nullopt;
+
+    std::string name(base);
+    if (by != Rule::ort) name += ",rule=" + std::string(text_of(k_rules, by));
+    if (affine.scale != default_scale(by)) {
+        name += ",scales=" + std::string(text_of(k_scales, affine.scale));
+    }
+    if (laid != default_layout(by)) name += ",layout=" + std::string(text_of(k_layouts, laid));
+    // The largest scale is at most the range over the codes; a range of float32's largest
+    // overflows.
+    const float largest = affine.scale == AffineScale::f16 ? 65504.0f : 0x1p126f;
+    return Parsed{std::move(name), Codec{{},
+                                         Grid::affine,
+                                         by,
+                                         1,
+                                         affine.group,
+                                         0,
+                                         k_no_ggml_type,
+                                         largest,
+                                         nullptr,
+                                         false,
+                                         laid,
+                                         affine}};
+}
+
+}  // namespace
+
+const Codec* find_made(std::string_view name) {
+    static std::mutex mutex;
+    static std::deque<Parsed> made;  // never moves what it holds
+    std::string_view rest = name;
+    const std::string_view base = take_until(rest, ',');
+    std::optional<Parsed> parsed =
+        base.starts_with("int") ? parse_affine(base, rest) : parse_float(base, rest);
+    if (!parsed) return nullptr;
+    const std::lock_guard lock(mutex);
+    for (const Parsed& known : made) {
+        if (known.name == parsed->name) return &known.codec;
+    }
+    Parsed& kept = made.emplace_back(std::move(*parsed));
+    kept.codec.name = kept.name;
+    return &kept.codec;
+}
+
+const kernels::AffineKernel& affine_kernel(const kernels::Table& table,
+                                           const Codec& codec) noexcept {
+    static constexpr kernels::AffineKernel k_none{};
+    switch (codec.rule) {
+        case Rule::ort:
+            return table.affine->ort;
+        case Rule::nncf:
+            return table.affine->nncf;
+        case Rule::mlx:
+            return table.affine->mlx;
+        case Rule::ct:
+            return table.affine->ct;
+        case Rule::ggml:
+            break;
+    }
+    return k_none;
+}
+
+}  // namespace phiquant::codecs

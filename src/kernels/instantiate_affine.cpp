@@ -1,0 +1,24 @@
+// The affine codecs' kernels for one instruction set, as instantiate.cpp has those of ggml's types.
+#define XSIMD_DEFAULT_ARCH xsimd::unavailable
+
+#include "kernels/affine.hpp"
+#include "kernels/affine_mlx.hpp"
+#include "kernels/affine_nncf.hpp"
+#include "kernels/affine_ort.hpp"
+
+namespace phiquant::kernels {
+
+using Arch = xsimd::PHIQUANT_KERNEL_ARCH;
+
+template <>
+const AffineTable& affine_table<Arch>() noexcept {
+    static constexpr AffineTable kernels{
+        .ort = {&encode_ort<Arch>},
+        .nncf = {&encode_nncf<Arch>},
+        .mlx = {&encode_mlx<Arch>},
+        .ct = {},
+    };
+    return kernels;
+}
+
+}  // namespace phiquant::kernels
