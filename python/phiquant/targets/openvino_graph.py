@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 from xml.sax.saxutils import quoteattr
 
@@ -39,20 +39,29 @@ class Value:
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a constant lies in the binary file.
+    """A constant in the binary file.
 
     Attributes
     ----------
-    name : str
-        What it is made from; empty for the graph's own numbers.
+    label : str
+        Its layer's name.
+    source : str
+        The tensor of the checkpoint that it is made from; empty for the graph's own numbers.
     plane : int
-        Which plane of an encoded tensor it is.
+        Which plane of the encoded tensor it is.
+    type, shape
+        Of the constant.
+    offset, nbytes : int
+        Its place.
     data : bytes
-        The graph's own numbers; empty where ``name`` says what it is made from.
+        The graph's own numbers; empty where there is a source.
     """
 
-    name: str
+    label: str
+    source: str
     plane: int
+    type: str
+    shape: tuple[int, ...]
     offset: int
     nbytes: int
     data: bytes = field(default=b"", repr=False)
@@ -68,6 +77,7 @@ class _Layer:
     outputs: tuple[str, ...]
     tensor_names: str = ""
     is_decompression: bool = False
+    constant: Stored | None = None
 
 
 class Graph:
@@ -81,22 +91,26 @@ class Graph:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.stored: list[Stored] = []
         self._layers: list[_Layer] = []
         self._numbers: dict[tuple[str, tuple[int, ...], bytes], Value] = {}
-        self._end = 0
+        self._labels: set[str] = set()
 
-    @property
-    def nbytes(self) -> int:
-        """Size of the binary file."""
-        return self._end
+    def stored(self) -> list[Stored]:
+        """Every constant with its place: the graph's own numbers, and then the weights."""
+        constants = [layer.constant for layer in self._layers if layer.constant is not None]
+        constants.sort(key=lambda item: bool(item.source))
+        placed, end = [], 0
+        for item in constants:
+            offset = -(-end // ALIGNMENT) * ALIGNMENT
+            placed.append(replace(item, offset=offset))
+            end = offset + item.nbytes
+        return placed
 
     def binary(self) -> bytes:
-        """The binary file of a graph that has no weights but its own numbers."""
-        out = bytearray(self._end)
-        for item in self.stored:
-            if item.name:
-                raise ValueError(f"{item.name} is made from a checkpoint")
+        """The beginning of the binary file, with all of the graph's own numbers."""
+        own = [item for item in self.stored() if not item.source]
+        out = bytearray(own[-1].offset + own[-1].nbytes if own else 0)
+        for item in own:
             out[item.offset : item.offset + item.nbytes] = item.data
         return bytes(out)
 
@@ -218,9 +232,14 @@ class Graph:
         information : sequence of (name, value)
             The runtime information of the whole model; a value is a text, or such a sequence.
         """
+        places = {item.label: item for item in self.stored()}
         lines = ['<?xml version="1.0"?>', f'<net name={quoteattr(self.name)} version="11">']
         lines.append("\t<layers>")
         for number, layer in enumerate(self._layers):
+            if layer.constant is not None:
+                place = places[layer.name]
+                attributes = {"offset": str(place.offset), "size": str(place.nbytes)}
+                layer = replace(layer, attributes={**layer.attributes, **attributes})
             lines.extend(_layer_lines(number, layer))
         lines.append("\t</layers>")
         lines.append("\t<edges>")
@@ -248,16 +267,12 @@ class Graph:
         plane: int,
         data: bytes,
     ) -> Value:
-        offset = -(-self._end // ALIGNMENT) * ALIGNMENT
-        self._end = offset + nbytes
-        self.stored.append(Stored(source, plane, offset, nbytes, data))
-        attributes = {
-            "element_type": element_type,
-            "shape": ", ".join(map(str, shape)),
-            "offset": str(offset),
-            "size": str(nbytes),
-        }
-        layer = _Layer("Const", "opset1", label, attributes, (), (element_type,))
+        label = label if label not in self._labels else f"{label}_{len(self._layers)}"
+        self._labels.add(label)
+        constant = Stored(label, source, plane, element_type, shape, 0, nbytes, data)
+        attributes = {"element_type": element_type, "shape": ", ".join(map(str, shape))}
+        kinds = (element_type,)
+        layer = _Layer("Const", "opset1", label, attributes, (), kinds, constant=constant)
         return self._append(layer)[0]
 
     def _append(self, layer: _Layer) -> list[Value]:
