@@ -40,7 +40,7 @@ struct Iq4Levels {
 
 // `trials`: levels that a sub-block's largest value stands for, of both signs as the levels are
 // not symmetrical; a level past the last one leaves off the ends. `units`: whole scales that a
-// super-block's largest scale stands for.
+// super-block's largest scale stands for; `tries`: how many of them are worked out.
 
 struct Q40 {
     using Block = BlockQ40;
@@ -49,6 +49,7 @@ struct Q40 {
     static constexpr float trials[16] = {-9.5f, -9.0f, -8.6f, -8.3f, -8.0f, -7.7f, -7.4f, -7.0f,
                                          -6.5f, 5.5f,  6.0f,  6.4f,  6.8f,  7.2f,  7.6f,  8.2f};
     static constexpr int passes = 2;
+    static constexpr std::size_t tries = 1;
     template <class Arch>
     using Search = ScaleSearch<Arch, Q40>;
 
@@ -68,15 +69,17 @@ struct Q40 {
 struct Iq4Trials {
     using Levels = Iq4Levels;
     static constexpr std::size_t sub_block = 32;
-    static constexpr float trials[16] = {-162.0f, -153.0f, -145.0f, -138.0f, -132.0f, -126.0f,
-                                         -120.0f, -112.0f, 78.0f,   86.0f,   93.0f,   99.0f,
-                                         104.0f,  109.0f,  114.0f,  120.0f};
-    static constexpr int passes = 2;
+    static constexpr float trials[32] = {
+        -164.0f, -160.0f, -156.0f, -152.0f, -148.0f, -144.0f, -140.0f, -136.0f,
+        -132.0f, -128.0f, -124.0f, -120.0f, -116.0f, -112.0f, -108.0f, -104.0f,
+        74.0f,   77.2f,   80.4f,   83.6f,   86.8f,   90.0f,   93.2f,   96.4f,
+        99.6f,   102.8f,  106.0f,  109.2f,  112.4f,  115.6f,  118.8f,  122.0f};
+    static constexpr int passes = 3;
 };
 
 struct Iq4Nl : Iq4Trials {
     using Block = BlockIQ4NL;
-    static constexpr std::size_t sub_blocks = 1;
+    static constexpr std::size_t sub_blocks = 1, tries = 1;
     template <class Arch>
     using Search = ScaleSearch<Arch, Iq4Nl>;
 
@@ -103,7 +106,7 @@ struct SixBitScales {
 
 struct Iq4Xs : Iq4Trials, SixBitScales {
     using Block = BlockIQ4XS;
-    static constexpr std::size_t sub_blocks = 8;
+    static constexpr std::size_t sub_blocks = 8, tries = 4;
     template <class Arch>
     using Search = ScaleSearch<Arch, Iq4Xs>;
 
@@ -136,6 +139,7 @@ struct Q3K : SixBitScales {
     static constexpr float trials[16] = {-5.6f, -5.2f, -4.9f, -4.6f, -4.3f, -4.0f, -3.7f, -3.4f,
                                          -3.0f, 2.0f,  2.4f,  2.7f,  3.0f,  3.3f,  3.6f,  4.0f};
     static constexpr int passes = 1;
+    static constexpr std::size_t tries = 1;
     template <class Arch>
     using Search = ScaleSearch<Arch, Q3K>;
 
@@ -165,6 +169,7 @@ struct Q6K {
     static constexpr float trials[12] = {-33.0f, -32.5f, -32.0f, -31.5f, -31.0f, -30.5f,
                                          29.5f,  30.0f,  30.5f,  31.0f,  31.5f,  32.0f};
     static constexpr int passes = 2;
+    static constexpr std::size_t tries = 1;
     static constexpr float lowest_scale = -128.0f, highest_scale = 127.0f;
     alignas(k_alignment) static constexpr float units[16] = {
         -128.5f, -128.0f, -127.5f, -127.0f, -126.5f, -126.0f, -125.5f, -125.0f,
@@ -189,13 +194,15 @@ struct Q6K {
 };
 
 // `ends`: steps of the grid that a trial leaves off (or, below zero, adds) at either end of the
-// values' range. `units`: whole parameters that a super-block's largest ones stand for.
+// values' range. `units`: whole parameters that a super-block's largest ones stand for; `tries`:
+// how many pairs of them are worked out, with scales up to `reach` from the nearest.
 
 struct Q4K : FormatQ4K {
     static constexpr std::size_t sub_blocks = 8;
     static constexpr float ends[6] = {0.5f, 0.1f, -0.3f, -0.7f, -1.1f, -1.6f};
-    static constexpr float units[4] = {62.0f, 63.0f, 64.0f, 65.0f};
-    static constexpr int refits = 2;
+    static constexpr float units[8] = {58.0f, 59.0f, 60.0f, 61.0f, 62.0f, 63.0f, 64.0f, 65.0f};
+    static constexpr std::size_t tries = 4;
+    static constexpr int reach = 1, refits = 2;
     template <class Arch>
     using Search = ScaleMinimumSearch<Arch, Q4K>;
 
@@ -208,8 +215,9 @@ struct Q4K : FormatQ4K {
 struct Q5K : FormatQ5K {
     static constexpr std::size_t sub_blocks = 8;
     static constexpr float ends[6] = {0.7f, 0.3f, 0.0f, -0.3f, -0.7f, -1.1f};
-    static constexpr float units[4] = {62.0f, 63.0f, 64.0f, 65.0f};
-    static constexpr int refits = 2;
+    static constexpr float units[8] = {58.0f, 59.0f, 60.0f, 61.0f, 62.0f, 63.0f, 64.0f, 65.0f};
+    static constexpr std::size_t tries = 4;
+    static constexpr int reach = 1, refits = 2;
     template <class Arch>
     using Search = ScaleMinimumSearch<Arch, Q5K>;
 
@@ -222,8 +230,9 @@ struct Q5K : FormatQ5K {
 struct Q2K : FormatQ2K {
     static constexpr std::size_t sub_blocks = 16;
     static constexpr float ends[6] = {0.4f, 0.1f, -0.15f, -0.4f, -0.65f, -0.95f};
-    static constexpr float units[8] = {14.5f, 15.0f, 15.5f, 16.0f, 13.0f, 13.5f, 14.0f, 16.5f};
-    static constexpr int refits = 2;
+    static constexpr float units[8] = {12.0f, 12.6f, 13.2f, 13.8f, 14.4f, 15.0f, 15.6f, 16.2f};
+    static constexpr std::size_t tries = 4;
+    static constexpr int reach = 2, refits = 2;
     template <class Arch>
     using Search = ScaleMinimumSearch<Arch, Q2K>;
 

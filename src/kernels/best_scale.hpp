@@ -1,9 +1,10 @@
 // The search for the scales of formats without minima: Q4_0, Q3_K, Q6_K, IQ4_NL and IQ4_XS.
 //
 // Weighted least squares over trial grids of both signs, then coordinate descent: fit the scale to
-// the codes, round to new codes, and so on. In super-blocks the common unit is chosen by how much
-// each sub-block minds a rounded scale, the rounded scales are moved by one where that is better,
-// and the unit is fitted to them again.
+// the codes, round to new codes, and so on. Units for a super-block are ranked by how much each
+// sub-block minds a rounded scale. From each of the best units, the rounded scales are moved by one
+// where that is better, the unit is fitted to them again, and so on; the best of all that was found
+// stays.
 #pragma once
 
 #include "base/half.hpp"
@@ -28,20 +29,24 @@ public:
         if constexpr (each == 1) {
             finish_blocks(tile);
         } else {
-            for (std::size_t b = 0; b < blocks; ++b) choose_unit(b);
-            round_scales();
-            improve(tile);
-            for (int again = 0; again < 2; ++again) {
-                kept_ = at_;
-                fit_units(tile);
+            for (std::size_t b = 0; b < blocks; ++b) rank_units(b);
+            start();
+            for (std::size_t attempt = 0; attempt < Format::tries; ++attempt) {
+                for (std::size_t b = 0; b < blocks; ++b) set_unit(b, ranked_[attempt][b]);
+                round_scales();
                 improve(tile);
                 for (std::size_t b = 0; b < blocks; ++b) keep_better(b);
+                for (int again = 0; again < 2; ++again) {
+                    fit_units(tile);
+                    improve(tile);
+                    for (std::size_t b = 0; b < blocks; ++b) keep_better(b);
+                }
             }
         }
     }
 
     [[nodiscard]] float error(std::size_t b) const noexcept {
-        return total<Arch, each>(at_.error, b);
+        return total<Arch, each>(kept_.error, b);
     }
 
     void write(std::size_t b, const float* values, typename Format::Block& block) const noexcept {
@@ -57,7 +62,7 @@ public:
             }
             store_32_bytes<Arch>(rounded, codes + i);
         }
-        Format::template pack<Arch>(at_.unit[first], at_.scale.of + first, codes, block);
+        Format::template pack<Arch>(kept_.unit[first], kept_.scale.of + first, codes, block);
     }
 
 private:
@@ -68,7 +73,7 @@ private:
     };
 
     [[nodiscard]] float scale_of(std::size_t j) const noexcept {
-        return at_.unit_value.of[j] * at_.scale.of[j];
+        return kept_.unit_value.of[j] * kept_.scale.of[j];
     }
 
     struct Sums {
@@ -150,12 +155,12 @@ private:
             alignas(k_alignment) std::int32_t halves[lanes];
             half.store_aligned(halves);
             for (std::size_t i = 0; i < lanes; ++i) {
-                at_.unit[g * lanes + i] = static_cast<std::uint16_t>(halves[i]);
+                kept_.unit[g * lanes + i] = static_cast<std::uint16_t>(halves[i]);
             }
             const Batch scale = floats_of_halves<Arch>(half);
-            scale.store_aligned(at_.unit_value.of + g * lanes);
-            Batch(1.0f).store_aligned(at_.scale.of + g * lanes);
-            error_of(tile, g, scale).store_aligned(at_.error.of + g * lanes);
+            scale.store_aligned(kept_.unit_value.of + g * lanes);
+            Batch(1.0f).store_aligned(kept_.scale.of + g * lanes);
+            error_of(tile, g, scale).store_aligned(kept_.error.of + g * lanes);
         }
     }
 
@@ -168,7 +173,7 @@ private:
     }
 
     /// One lane a candidate: the largest scale becomes one of the largest whole numbers.
-    void choose_unit(std::size_t b) noexcept {
+    void rank_units(std::size_t b) noexcept {
         const float *scales = found_.of + b * each, *weights = weight_.of + b * each;
         float largest = 0.0f;
         for (std::size_t j = 0; j < each; ++j) {
@@ -191,11 +196,14 @@ private:
             unit.store_aligned(units + c);
             cost.store_aligned(costs + c);
         }
-        std::size_t best = 0;
-        for (std::size_t c = 1; c < candidates; ++c) {
-            if (costs[c] < costs[best]) best = c;
+        for (std::size_t rank = 0; rank < Format::tries; ++rank) {
+            std::size_t best = 0;
+            for (std::size_t c = 1; c < candidates; ++c) {
+                if (costs[c] < costs[best]) best = c;
+            }
+            ranked_[rank][b] = units[best];
+            costs[best] = __builtin_inff();
         }
-        set_unit(b, units[best]);
     }
 
     void round_scales() noexcept {
@@ -244,23 +252,29 @@ private:
         for (std::size_t b = 0; b < blocks; ++b) {
             const float weight = total<Arch, each>(l2, b);
             // Where the unit overflowed, there are no codes to fit to.
-            if (weight > 0.0f && is_finite<Arch>(error(b))) {
+            if (weight > 0.0f && is_finite<Arch>(total<Arch, each>(at_.error, b))) {
                 set_unit(b, total<Arch, each>(xl, b) / weight);
             }
         }
     }
 
-    /// Go back where the new unit is no improvement.
+    /// Nothing is known yet: anything is better.
+    void start() noexcept {
+        kept_ = {};
+        for (float& error : kept_.error.of) error = __builtin_inff();
+    }
+
     void keep_better(std::size_t b) noexcept {
-        if (total<Arch, each>(at_.error, b) < total<Arch, each>(kept_.error, b)) return;
+        if (!(total<Arch, each>(at_.error, b) < error(b))) return;
         for (std::size_t j = b * each; j < (b + 1) * each; ++j) {
-            at_.unit[j] = kept_.unit[j];
-            at_.unit_value.of[j] = kept_.unit_value.of[j];
-            at_.scale.of[j] = kept_.scale.of[j];
-            at_.error.of[j] = kept_.error.of[j];
+            kept_.unit[j] = at_.unit[j];
+            kept_.unit_value.of[j] = at_.unit_value.of[j];
+            kept_.scale.of[j] = at_.scale.of[j];
+            kept_.error.of[j] = at_.error.of[j];
         }
     }
 
+    float ranked_[Format::tries][blocks];
     PerSubBlock found_, weight_;
     Parameters at_, kept_;
 };

@@ -1,10 +1,13 @@
 // The search for scales and minima of Q2_K, Q4_K and Q5_K.
 //
 // Weighted least squares over trial grids that leave off part of the range at either end, then
-// coordinate descent: fit scale and minimum to the codes, round to new codes, and so on. The two
-// units of a super-block are chosen by how much each sub-block minds rounded parameters; those are
-// moved by one where that is better, and the units are fitted to them again.
+// coordinate descent: fit scale and minimum to the codes, round to new codes, and so on. Pairs of
+// units for a super-block are ranked by how much each sub-block minds rounded parameters. From each
+// of the best pairs, parameters are moved where that is better, the units fitted to them again, and
+// so on; the best of all that was found stays.
 #pragma once
+
+#include <type_traits>
 
 #include "base/half.hpp"
 #include "kernels/best_tile.hpp"
@@ -21,25 +24,30 @@ class ScaleMinimumSearch {
     static constexpr std::size_t lanes = Batch::size, groups = Values::groups;
     static constexpr std::size_t size = Format::sub_block, each = Format::sub_blocks;
     static constexpr std::size_t blocks = k_together / each;
+    static constexpr std::size_t tries = Format::tries;
     static constexpr float largest_code = Format::largest_code;
     static constexpr float largest_parameter = Format::largest_parameter;
 
 public:
     void run(const Values& tile) noexcept {
         for (std::size_t g = 0; g < groups; ++g) search(tile, g);
-        for (std::size_t b = 0; b < blocks; ++b) choose_units(b);
-        round_parameters();
-        improve(tile);
-        for (int again = 0; again < Format::refits; ++again) {
-            kept_ = at_;
-            fit_units(tile);
-            improve(tile);
+        for (std::size_t b = 0; b < blocks; ++b) rank_units(b);
+        start();
+        for (std::size_t attempt = 0; attempt < tries; ++attempt) {
+            for (std::size_t b = 0; b < blocks; ++b) set_units(b, ranked_[attempt][b]);
+            round_parameters();
+            improve<Format::reach, false>(tile);
             for (std::size_t b = 0; b < blocks; ++b) keep_better(b);
+            for (int again = 0; again < Format::refits; ++again) {
+                fit_units(tile);
+                improve<1, true>(tile);
+                for (std::size_t b = 0; b < blocks; ++b) keep_better(b);
+            }
         }
     }
 
     [[nodiscard]] float error(std::size_t b) const noexcept {
-        return total<Arch, each>(at_.error, b);
+        return total<Arch, each>(kept_.error, b);
     }
 
     void write(std::size_t b, const float* values, typename Format::Block& block) const noexcept {
@@ -47,16 +55,16 @@ public:
         const std::size_t first = b * each;
         ScaleMinimumParameters parameters{};
         for (std::size_t j = 0; j < each; ++j) {
-            parameters.scales[j] = static_cast<std::uint8_t>(at_.scale.of[first + j]);
-            parameters.minima[j] = static_cast<std::uint8_t>(at_.minimum.of[first + j]);
+            parameters.scales[j] = static_cast<std::uint8_t>(kept_.scale.of[first + j]);
+            parameters.minima[j] = static_cast<std::uint8_t>(kept_.minimum.of[first + j]);
         }
         for (std::size_t i = 0; i < each * size; i += 32) {
             I32<Arch> rounded[32 / lanes];
             for (std::size_t p = 0; p < 32 / lanes; ++p) {
                 const std::size_t at = i + p * lanes, j = first + at / size;
                 const Batch inverse =
-                    inverse_of<Arch>(Batch(at_.scale_unit.of[j] * at_.scale.of[j]));
-                const Batch minimum(at_.minimum_unit.of[j] * at_.minimum.of[j]);
+                    inverse_of<Arch>(Batch(kept_.scale_unit.of[j] * kept_.scale.of[j]));
+                const Batch minimum(kept_.minimum_unit.of[j] * kept_.minimum.of[j]);
                 const Batch x = Batch::load_unaligned(values + at);
                 rounded[p] = xsimd::batch_cast<std::int32_t>(
                     round_within<Arch>((x + minimum) * inverse, 0.0f, largest_code));
@@ -65,8 +73,8 @@ public:
         }
         pack_parameters<Arch>(parameters, block);
         pack_codes<Arch>(codes, block);
-        block.scale = float_to_half(at_.scale_unit.of[first]);
-        block.minimum = float_to_half(at_.minimum_unit.of[first]);
+        block.scale = float_to_half(kept_.scale_unit.of[first]);
+        block.minimum = float_to_half(kept_.minimum_unit.of[first]);
     }
 
 private:
@@ -80,10 +88,10 @@ private:
         Batch l, l2, xl;
     };
 
-    /// Several grids at once: code = round(inverse * x + begin).
+    /// Several grids at once: code = round(slope * along + begin), where `along` runs with x.
     template <std::size_t together>
-    static XSIMD_INLINE void sum(const Values& tile, std::size_t g, const Batch* inverse,
-                                 const Batch* minimum, Sums* sums) noexcept {
+    static XSIMD_INLINE void sum(const Values& tile, std::size_t g, const Batch* along,
+                                 const Batch* slope, const Batch* begin, Sums* sums) noexcept {
         const Batch *x = tile.x(g), *w = tile.w(g);
         for (std::size_t t = 0; t < together; ++t) {
             sums[t] = {Batch(0.0f), Batch(0.0f), Batch(0.0f)};
@@ -91,13 +99,22 @@ private:
         for (std::size_t i = 0; i < size; ++i) {
             for (std::size_t t = 0; t < together; ++t) {
                 const Batch code =
-                    round_within<Arch>((x[i] + minimum[t]) * inverse[t], 0.0f, largest_code);
+                    round_within<Arch>(along[i] * slope[t] + begin[t], 0.0f, largest_code);
                 const Batch weighted = w[i] * code;
                 sums[t].l = sums[t].l + weighted;
                 sums[t].l2 = sums[t].l2 + weighted * code;
                 sums[t].xl = sums[t].xl + weighted * x[i];
             }
         }
+    }
+
+    /// The sums for the codes nearest to the values.
+    static XSIMD_INLINE Sums sum_nearest(const Values& tile, std::size_t g, Batch scale,
+                                         Batch minimum) noexcept {
+        const Batch inverse = inverse_of<Arch>(scale), begin = minimum * inverse;
+        Sums sums;
+        sum<1>(tile, g, tile.x(g), &inverse, &begin, &sums);
+        return sums;
     }
 
     /// The best fit so far of each lane's sub-block.
@@ -111,20 +128,22 @@ private:
         const Batch zero(0.0f), one(1.0f);
         const Batch determinant = w * sums.l2 - sums.l * sums.l;
         const auto solvable = determinant > zero;
-        const Batch divisor = xsimd::select(solvable, determinant, one);
-        Batch scale = quotient<Arch>(w * sums.xl - wx * sums.l, divisor);
-        Batch offset = quotient<Arch>(sums.l2 * wx - sums.l * sums.xl, divisor);
-        const auto bound = offset > zero;
-        const auto any = sums.l2 > zero;
-        const Batch alone = quotient<Arch>(sums.xl, xsimd::select(any, sums.l2, one));
-        scale = xsimd::select(bound, alone, scale);
-        offset = xsimd::select(bound, zero, offset);
-        const Batch gain = scale * sums.xl + offset * wx;
+        const Batch inverse = quotient<Arch>(one, xsimd::select(solvable, determinant, one));
+        Batch scale = (w * sums.xl - wx * sums.l) * inverse;
+        Batch minimum = (sums.l * sums.xl - sums.l2 * wx) * inverse;
+        const auto bound = minimum < zero;
+        if (xsimd::any(bound)) {
+            const auto any = sums.l2 > zero;
+            const Batch alone = quotient<Arch>(sums.xl, xsimd::select(any, sums.l2, one));
+            scale = xsimd::select(bound, alone, scale);
+            minimum = xsimd::select(bound, zero, minimum);
+        }
+        const Batch gain = scale * sums.xl - minimum * wx;
         const Batch most(k_largest_value);
-        const auto better = solvable & (scale > zero) & (gain > fit.gain) & (scale <= most) &
-                            (zero - offset <= most);
+        const auto better =
+            solvable & (scale > zero) & (gain > fit.gain) & (scale <= most) & (minimum <= most);
         fit.scale = xsimd::select(better, scale, fit.scale);
-        fit.minimum = xsimd::select(better, zero - offset, fit.minimum);
+        fit.minimum = xsimd::select(better, minimum, fit.minimum);
         fit.gain = xsimd::select(better, gain, fit.gain);
         fit.l = xsimd::select(better, sums.l, fit.l);
         fit.l2 = xsimd::select(better, sums.l2, fit.l2);
@@ -132,7 +151,8 @@ private:
 
     void search(const Values& tile, std::size_t g) noexcept {
         constexpr std::size_t ends = sizeof(Format::ends) / sizeof(float);
-        constexpr std::size_t together = 3;
+        // Three grids' sums are too many for sixteen registers.
+        constexpr std::size_t together = lanes == k_together ? 3 : 2;
         static_assert(ends % together == 0);
         const Batch zero(0.0f);
         Batch low = zero, high = tile.x(g)[0], w = zero, wx = zero;
@@ -143,63 +163,74 @@ private:
             w = w + tile.w(g)[i];
             wx = wx + tile.w(g)[i] * x;
         }
-        const Batch range = high - low;
+        Batch along[size];  // from 0 to 1, or less where all values are above zero
+        const Batch per_range = inverse_of<Arch>(high - low);
+        for (std::size_t i = 0; i < size; ++i) along[i] = (tile.x(g)[i] - low) * per_range;
         // Where nothing can be fitted, the minimum alone has all values of one sign.
         Fit fit{zero, zero - low, zero, zero, zero};
         for (const float begin : Format::ends) {
+            // Code 0 stands `begin` steps above the lowest value.
+            Batch first[together];
+            for (Batch& each_first : first) each_first = Batch(-begin);
             for (std::size_t trial = 0; trial < ends; trial += together) {
-                Batch inverse[together], minimum[together];
+                Batch steps[together];
                 Sums sums[together];
                 for (std::size_t t = 0; t < together; ++t) {
-                    // Code 0 stands `begin` steps above the lowest value.
-                    const float steps = largest_code + begin + Format::ends[trial + t];
-                    const Batch step = range * Batch(1.0f / steps);
-                    inverse[t] = inverse_of<Arch>(step);
-                    minimum[t] = zero - (low + Batch(begin) * step);
+                    steps[t] = Batch(largest_code + begin + Format::ends[trial + t]);
                 }
-                sum<together>(tile, g, inverse, minimum, sums);
+                sum<together>(tile, g, along, steps, first, sums);
                 for (const Sums& tried : sums) take(tried, w, wx, fit);
             }
         }
         for (int pass = 0; pass < 2; ++pass) {
-            const Batch inverse = inverse_of<Arch>(fit.scale);
-            Sums refitted;
-            sum<1>(tile, g, &inverse, &fit.minimum, &refitted);
-            take(refitted, w, wx, fit);
+            take(sum_nearest(tile, g, fit.scale, fit.minimum), w, wx, fit);
         }
         const std::size_t j = g * lanes;
         fit.scale.store_aligned(found_.scale.of + j);
         fit.minimum.store_aligned(found_.minimum.of + j);
         fit.l.store_aligned(l_.of + j);
+        const auto known = w > zero;
+        xsimd::select(known, quotient<Arch>(fit.l, xsimd::select(known, w, Batch(1.0f))), zero)
+            .store_aligned(mean_.of + j);
         fit.l2.store_aligned(l2_.of + j);
         w.store_aligned(w_.of + j);
         wx.store_aligned(wx_.of + j);
     }
 
-    static XSIMD_INLINE Batch error_of(const Values& tile, std::size_t g, Batch scale,
-                                       Batch minimum) noexcept {
-        const Batch inverse = inverse_of<Arch>(scale);
-        Batch error(0.0f);
-        for (std::size_t i = 0; i < size; ++i) {
-            const Batch x = tile.x(g)[i];
-            const Batch code = round_within<Arch>((x + minimum) * inverse, 0.0f, largest_code);
-            const Batch off = (scale * code - minimum) - x;
-            error = error + tile.w(g)[i] * off * off;
+    /// Errors with one scale and several minima, which share most of the loads and products.
+    template <std::size_t together>
+    static XSIMD_INLINE void errors_of(const Values& tile, std::size_t g, Batch scale,
+                                       const Batch* minimum, Batch* errors) noexcept {
+        const Batch *x = tile.x(g), *w = tile.w(g);
+        const Batch zero(0.0f), inverse = inverse_of<Arch>(scale);
+        Batch begin[together];
+        for (std::size_t t = 0; t < together; ++t) {
+            begin[t] = minimum[t] * inverse;
+            errors[t] = zero;
         }
-        return error;
+        for (std::size_t i = 0; i < size; ++i) {
+            const Batch steps = x[i] * inverse;
+            for (std::size_t t = 0; t < together; ++t) {
+                const Batch at = steps + begin[t];
+                const Batch off = round_within<Arch>(at, 0.0f, largest_code) - at;
+                errors[t] = errors[t] + (w[i] * off) * off;
+            }
+        }
+        const auto flat = scale == zero;
+        for (std::size_t t = 0; t < together; ++t) errors[t] = (errors[t] * scale) * scale;
+        if (xsimd::none(flat)) return;
+        for (std::size_t t = 0; t < together; ++t) {
+            Batch error = zero;
+            for (std::size_t i = 0; i < size; ++i) {
+                const Batch off = x[i] + minimum[t];
+                error = error + (w[i] * off) * off;
+            }
+            errors[t] = xsimd::select(flat, error, errors[t]);
+        }
     }
 
     static XSIMD_INLINE Batch whole(Batch value) noexcept {
         return round_within<Arch>(value, 0.0f, largest_parameter);
-    }
-
-    /// The best minimum for a scale that is off by `off`, given the codes.
-    static XSIMD_INLINE Batch follow(Batch minimum, Batch off, Batch l, Batch w) noexcept {
-        const Batch zero(0.0f);
-        const auto known = w > zero;
-        return minimum +
-               xsimd::select(known, quotient<Arch>(off * l, xsimd::select(known, w, Batch(1.0f))),
-                             zero);
     }
 
     static XSIMD_INLINE float largest_of(const PerSubBlock& values, std::size_t b) noexcept {
@@ -210,9 +241,13 @@ private:
         return largest;
     }
 
-    void set_units(std::size_t b, float scale, float minimum) noexcept {
-        const float scale_unit = half_to_float(float_to_half(scale));
-        const float minimum_unit = half_to_float(float_to_half(minimum));
+    struct Units {
+        float scale, minimum;
+    };
+
+    void set_units(std::size_t b, Units units) noexcept {
+        const float scale_unit = half_to_float(float_to_half(units.scale));
+        const float minimum_unit = half_to_float(float_to_half(units.minimum));
         for (std::size_t j = b * each; j < (b + 1) * each; ++j) {
             at_.scale_unit.of[j] = scale_unit;
             at_.minimum_unit.of[j] = minimum_unit;
@@ -220,10 +255,10 @@ private:
     }
 
     /// One lane a pair of candidates.
-    void choose_units(std::size_t b) noexcept {
+    void rank_units(std::size_t b) noexcept {
         constexpr std::size_t candidates = sizeof(Format::units) / sizeof(float);
         constexpr std::size_t pairs = candidates * candidates;
-        static_assert(pairs % k_together == 0);
+        static_assert(pairs % k_together == 0 && tries <= pairs);
         const float scale = largest_of(found_.scale, b), minimum = largest_of(found_.minimum, b);
         alignas(k_alignment) float scales[pairs], minima[pairs], costs[pairs];
         for (std::size_t c = 0; c < pairs; ++c) {
@@ -239,23 +274,27 @@ private:
             const Batch minimum_inverse = inverse_of<Arch>(minimum_unit);
             Batch cost(0.0f);
             for (std::size_t j = b * each; j < (b + 1) * each; ++j) {
-                const Batch l(l_.of[j]), w(w_.of[j]), wanted(found_.minimum.of[j]);
+                const Batch wanted(found_.minimum.of[j]);
                 const Batch off =
                     unit * whole(inverse * Batch(found_.scale.of[j])) - Batch(found_.scale.of[j]);
-                const Batch shift =
-                    minimum_unit * whole(minimum_inverse * follow(wanted, off, l, w)) - wanted;
-                cost = cost + (off * off * Batch(l2_.of[j]) - Batch(2.0f) * off * shift * l +
-                               shift * shift * w);
+                const Batch follows = wanted + off * Batch(mean_.of[j]);
+                const Batch shift = minimum_unit * whole(minimum_inverse * follows) - wanted;
+                cost = cost +
+                       (off * off * Batch(l2_.of[j]) - Batch(2.0f) * off * shift * Batch(l_.of[j]) +
+                        shift * shift * Batch(w_.of[j]));
             }
             unit.store_aligned(scales + c);
             minimum_unit.store_aligned(minima + c);
             cost.store_aligned(costs + c);
         }
-        std::size_t best = 0;
-        for (std::size_t c = 1; c < pairs; ++c) {
-            if (costs[c] < costs[best]) best = c;
+        for (std::size_t rank = 0; rank < tries; ++rank) {
+            std::size_t best = 0;
+            for (std::size_t c = 1; c < pairs; ++c) {
+                if (costs[c] < costs[best]) best = c;
+            }
+            ranked_[rank][b] = {scales[best], minima[best]};
+            costs[best] = __builtin_inff();
         }
-        set_units(b, scales[best], minima[best]);
     }
 
     void round_parameters() noexcept {
@@ -263,16 +302,18 @@ private:
             const Batch unit = Batch::load_aligned(at_.scale_unit.of + j);
             const Batch wanted = Batch::load_aligned(found_.scale.of + j);
             const Batch scale = whole(inverse_of<Arch>(unit) * wanted);
-            const Batch minimum =
-                follow(Batch::load_aligned(found_.minimum.of + j), unit * scale - wanted,
-                       Batch::load_aligned(l_.of + j), Batch::load_aligned(w_.of + j));
+            // The best minimum for a scale that is off, given the codes.
+            const Batch minimum = Batch::load_aligned(found_.minimum.of + j) +
+                                  (unit * scale - wanted) * Batch::load_aligned(mean_.of + j);
             scale.store_aligned(at_.scale.of + j);
             whole(inverse_of<Arch>(Batch::load_aligned(at_.minimum_unit.of + j)) * minimum)
                 .store_aligned(at_.minimum.of + j);
         }
     }
 
-    /// Move each sub-block's parameters by one each where that is better.
+    /// Move each sub-block's scale by up to `reach`, and its minimum, which follows the scale, by
+    /// one: where that is better. `beside`: not both at once.
+    template <int reach, bool beside>
     void improve(const Values& tile) noexcept {
         for (std::size_t g = 0; g < groups; ++g) {
             const std::size_t j = g * lanes;
@@ -280,24 +321,35 @@ private:
             const Batch minimum_unit = Batch::load_aligned(at_.minimum_unit.of + j);
             const Batch scale = Batch::load_aligned(at_.scale.of + j);
             const Batch minimum = Batch::load_aligned(at_.minimum.of + j);
-            const Batch zero(0.0f), most(largest_parameter);
-            Batch best_scale = scale, best_minimum = minimum;
-            Batch error = error_of(tile, g, scale_unit * scale, minimum_unit * minimum);
-            for (const float up : {0.0f, -1.0f, 1.0f}) {
-                for (const float aside : {0.0f, -1.0f, 1.0f}) {
-                    if (up == 0.0f && aside == 0.0f) continue;
-                    const Batch s = xsimd::min(xsimd::max(scale + Batch(up), zero), most);
-                    const Batch m = xsimd::min(xsimd::max(minimum + Batch(aside), zero), most);
-                    const Batch tried = error_of(tile, g, scale_unit * s, minimum_unit * m);
-                    const auto better = tried < error;
-                    error = xsimd::select(better, tried, error);
+            const Batch slope =
+                (scale_unit * Batch::load_aligned(mean_.of + j)) * inverse_of<Arch>(minimum_unit);
+            Batch best_scale = scale, best_minimum = minimum, best;
+            const auto attempt = [&](auto first, Batch s, Batch middle) {
+                constexpr std::size_t count = beside && !first.value ? 1 : 3;
+                const Batch one(1.0f);
+                const Batch m[3] = {middle, whole(middle - one), whole(middle + one)};
+                const Batch minima[3] = {minimum_unit * m[0], minimum_unit * m[1],
+                                         minimum_unit * m[2]};
+                Batch errors[count];
+                errors_of<count>(tile, g, scale_unit * s, minima, errors);
+                if constexpr (first.value) best = errors[0];
+                for (std::size_t t = first.value ? 1 : 0; t < count; ++t) {
+                    const auto better = errors[t] < best;
+                    best = xsimd::select(better, errors[t], best);
                     best_scale = xsimd::select(better, s, best_scale);
-                    best_minimum = xsimd::select(better, m, best_minimum);
+                    best_minimum = xsimd::select(better, m[t], best_minimum);
+                }
+            };
+            attempt(std::true_type{}, scale, minimum);
+            for (int step = 1; step <= reach; ++step) {
+                for (const Batch by :
+                     {Batch(static_cast<float>(-step)), Batch(static_cast<float>(step))}) {
+                    attempt(std::false_type{}, whole(scale + by), whole(minimum + slope * by));
                 }
             }
             best_scale.store_aligned(at_.scale.of + j);
             best_minimum.store_aligned(at_.minimum.of + j);
-            error.store_aligned(at_.error.of + j);
+            best.store_aligned(at_.error.of + j);
         }
     }
 
@@ -308,10 +360,8 @@ private:
             const std::size_t j = g * lanes;
             const Batch s = Batch::load_aligned(at_.scale.of + j);
             const Batch m = Batch::load_aligned(at_.minimum.of + j);
-            const Batch inverse = inverse_of<Arch>(Batch::load_aligned(at_.scale_unit.of + j) * s);
-            const Batch minimum = Batch::load_aligned(at_.minimum_unit.of + j) * m;
-            Sums sums;
-            sum<1>(tile, g, &inverse, &minimum, &sums);
+            const Sums sums = sum_nearest(tile, g, Batch::load_aligned(at_.scale_unit.of + j) * s,
+                                          Batch::load_aligned(at_.minimum_unit.of + j) * m);
             (s * s * sums.l2).store_aligned(ss.of + j);
             (s * m * sums.l).store_aligned(sm.of + j);
             (m * m * Batch::load_aligned(w_.of + j)).store_aligned(mm.of + j);
@@ -324,22 +374,29 @@ private:
             const float u = total<Arch, each>(xs, b), v = total<Arch, each>(xm, b);
             const float determinant = a * c - mixed * mixed;
             // Where a unit overflowed, there are no codes to fit to.
-            if (!(determinant > 0.0f) || !is_finite<Arch>(error(b))) continue;
+            if (!(determinant > 0.0f) || !is_finite<Arch>(total<Arch, each>(at_.error, b))) {
+                continue;
+            }
             const float scale = (u * c - v * mixed) / determinant;
             const float minimum = (u * mixed - v * a) / determinant;
-            if (scale > 0.0f && minimum > 0.0f) set_units(b, scale, minimum);
+            if (scale > 0.0f && minimum > 0.0f) set_units(b, {scale, minimum});
         }
     }
 
-    /// Go back where the new units are no improvement.
+    /// Nothing is known yet: anything is better.
+    void start() noexcept {
+        kept_ = {};
+        for (float& error : kept_.error.of) error = __builtin_inff();
+    }
+
     void keep_better(std::size_t b) noexcept {
-        if (total<Arch, each>(at_.error, b) < total<Arch, each>(kept_.error, b)) return;
+        if (!(total<Arch, each>(at_.error, b) < error(b))) return;
         for (std::size_t j = b * each; j < (b + 1) * each; ++j) {
-            at_.scale_unit.of[j] = kept_.scale_unit.of[j];
-            at_.minimum_unit.of[j] = kept_.minimum_unit.of[j];
-            at_.scale.of[j] = kept_.scale.of[j];
-            at_.minimum.of[j] = kept_.minimum.of[j];
-            at_.error.of[j] = kept_.error.of[j];
+            kept_.scale_unit.of[j] = at_.scale_unit.of[j];
+            kept_.minimum_unit.of[j] = at_.minimum_unit.of[j];
+            kept_.scale.of[j] = at_.scale.of[j];
+            kept_.minimum.of[j] = at_.minimum.of[j];
+            kept_.error.of[j] = at_.error.of[j];
         }
     }
 
@@ -348,6 +405,8 @@ private:
     };
     Found found_;
     PerSubBlock l_, l2_, w_, wx_;
+    PerSubBlock mean_;  // of the codes
+    Units ranked_[tries][blocks];
     Parameters at_, kept_;
 };
 
