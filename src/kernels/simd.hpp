@@ -100,6 +100,26 @@ XSIMD_INLINE F32<Arch> clamp_positive(F32<Arch> value, float low, float high) no
     }
 }
 
+/// The larger of positive floats, for the same reasons.
+template <class Arch>
+XSIMD_INLINE F32<Arch> larger_positive(F32<Arch> a, F32<Arch> b) noexcept {
+    if constexpr (k_has_integer_extremes<Arch>) {
+        return float_of_bits<Arch>(xsimd::max(bits_of<Arch>(a), bits_of<Arch>(b)));
+    } else {
+        return xsimd::max(a, b);
+    }
+}
+
+/// The smaller of positive floats.
+template <class Arch>
+XSIMD_INLINE F32<Arch> smaller_positive(F32<Arch> a, F32<Arch> b) noexcept {
+    if constexpr (k_has_integer_extremes<Arch>) {
+        return float_of_bits<Arch>(xsimd::min(bits_of<Arch>(a), bits_of<Arch>(b)));
+    } else {
+        return xsimd::min(a, b);
+    }
+}
+
 /// How much of the float range `nearest_biased` must be right for.
 enum class Range : bool {
     limited,  ///< |value| <= 4194303, no NaN: the caller has checked
