@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Kernels on one core: encoding beside ggml's reference, encoding and decoding beside memcpy, in one run.
+"""Kernels on one core: encoding beside ggml's, encoding and decoding beside memcpy, in one run.
 
     python tests/benchmarks/kernels.py [--mib 64] [--runs 5] [--arch avx2] [--codec q4_k ...] [--importance]
 
-Prints millions of weights a second for ggml's quantize_row_*_ref and for each instruction set, their ratio, and
-float32 bytes a second as a fraction of what memcpy copies a second, out of cache, on the same core. The best of the
-runs counts, peers and phiquant taking turns. Needs llama-cpp-python, whose libggml-base is the peer.
+Prints millions of weights a second for ggml's quantizer and for each instruction set, their ratio, and float32 bytes a
+second as a fraction of what memcpy copies a second, out of cache, on the same core. ggml's is quantize_row_*_ref, or
+quantize_* where that one searches or takes an importance. Peers and phiquant take turns, and each one's best run
+counts, in processor time of the thread: what else the machine does counts as little as it can. Needs llama-cpp-python,
+whose libggml-base is the peer.
 """
 
 from __future__ import annotations
@@ -17,26 +19,19 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from phiquant import _core
 
-REFERENCE = {
-    "q8_0": "quantize_row_q8_0_ref",
-    "q4_0": "quantize_row_q4_0_ref",
-    "q4_1": "quantize_row_q4_1_ref",
-    "q5_0": "quantize_row_q5_0_ref",
-    "q5_1": "quantize_row_q5_1_ref",
-    "q2_k": "quantize_row_q2_K_ref",
-    "q3_k": "quantize_row_q3_K_ref",
-    "q4_k": "quantize_row_q4_K_ref",
-    "q5_k": "quantize_row_q5_K_ref",
-    "q6_k": "quantize_row_q6_K_ref",
-    "iq4_nl": "quantize_row_iq4_nl_ref",
-    "iq4_xs": "quantize_row_iq4_xs_ref",
-}
+ROWS = {row["name"]: row for row in _core.codecs()}
+CODECS = (
+    *("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"),
+    *("iq4_nl", "iq4_xs", "iq3_s", "iq3_xxs", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s"),
+    *("q1_0", "q2_0", "tq1_0", "tq2_0", "mxfp4", "nvfp4"),
+)
 COLUMNS = 4096
 
 
@@ -56,26 +51,29 @@ def peer_encoder(
     out: np.ndarray,
 ) -> Callable[[], object]:
     pointer, count = ctypes.c_void_p, ctypes.c_int64
-    # The plain iq4 functions do not search; llama-quantize calls the others, importance or not.
+    name = codec.replace("_k", "_K")
+    # The plain iq functions do not search; llama-quantize calls the others, importance or not.
     if importance is None and not codec.startswith("iq"):
-        plain = getattr(peer, REFERENCE[codec])
+        plain = getattr(peer, f"quantize_row_{name}_ref")
         plain.argtypes, plain.restype = [pointer, pointer, count], None
         return lambda: plain(values.ctypes.data, out.ctypes.data, values.size)
-    name = REFERENCE[codec].replace("_row", "").removesuffix("_ref")
-    weighted = getattr(peer, name)
+    peer.ggml_quantize_init(ROWS[codec]["ggml_type"])
+    weighted = getattr(peer, f"quantize_{name}")
     weighted.argtypes = [pointer, pointer, count, count, pointer]
     weighted.restype = ctypes.c_size_t
     by = None if importance is None else importance.ctypes.data
     return lambda: weighted(values.ctypes.data, out.ctypes.data, *values.shape, by)
 
 
-def best(run: Callable[[], object], runs: int) -> float:
-    times = []
+def best(runs: int, *takers: Callable[[], object]) -> list[float]:
+    """The least seconds of each of what takes turns."""
+    times = [float("inf")] * len(takers)
     for _ in range(runs):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
+        for i, run in enumerate(takers):
+            start = time.thread_time()
+            run()
+            times[i] = min(times[i], time.thread_time() - start)
+    return times
 
 
 def main() -> None:
@@ -100,48 +98,61 @@ def main() -> None:
     values.view(np.uint32)[...] &= 0xFFFF0000  # what bf16 checkpoints hold
     copy = np.empty_like(values)
     copy[...] = 0
-    memcpy = best(
-        lambda: ctypes.memmove(copy.ctypes.data, values.ctypes.data, values.nbytes),
-        3 * options.runs,
-    )
+
+    def copied() -> None:
+        ctypes.memmove(copy.ctypes.data, values.ctypes.data, values.nbytes)
+
+    (memcpy,) = best(3 * options.runs, copied)
     print(f"{cpu()}, one core, {platform.platform()}")
     print(f"memcpy: {values.nbytes / memcpy / 1e9:.2f} GB/s copied, {options.mib} MiB")
     print(
-        f"\n{'codec':6} {'arch':9} {'ggml Mw/s':>9} {'ours Mw/s':>9} {'ratio':>6} {'encode/memcpy':>13} {'decode/memcpy':>13}"
+        f"\n{'codec':10} {'arch':9} {'ggml Mw/s':>9} {'ours Mw/s':>9} {'ratio':>6} {'encode/memcpy':>13} {'decode/memcpy':>13}"
     )
-    importance = rng.chisquare(3, COLUMNS).astype(np.float32) if options.importance else None
-    for codec in options.codec or REFERENCE:
-        # Searches are bound by arithmetic: a sixteenth of the data tells as much.
+    measured = rng.chisquare(3, COLUMNS).astype(np.float32)
+    for codec in options.codec or CODECS:
+        row = ROWS[codec]
+        importance = measured if options.importance or row["needs_importance"] else None
+        # Searches are bound by arithmetic: a part of the data tells as much.
+        lattice = codec.startswith(("iq1", "iq2", "iq3"))
         searches = (
             codec.endswith("_k")
             or codec.startswith("iq")
-            or (importance is not None and codec != "q8_0")
+            or (importance is not None and codec in ("q4_0", "q4_1", "q5_0", "q5_1"))
         )
-        part = values[: max(1, rows // 16)] if searches else values
+        share = 128 if lattice else 16 if searches else 1
+        part = values[: max(1, rows // share)]
         blocks = _core.encode_blocks(codec, part, importance=importance)
         expected = np.zeros_like(blocks)
-        runs = options.runs
-        reference = peer_encoder(peer, codec, part, importance, expected)
-        peer_seconds = best(reference, runs)
-        out = np.zeros_like(blocks)
-        for arch in archs:
-            ours = best(lambda: _core.encode_blocks(codec, part, arch, out, importance), runs)
-            if not np.array_equal(out, expected):
-                raise SystemExit(f"{codec}, {arch}: the bytes differ from ggml's")
-            # The peer once more, so that a machine that got slower meanwhile is seen by both.
-            peer_seconds = min(peer_seconds, best(reference, 1))
-            all_blocks = blocks if part is values else np.tile(blocks, (16, 1))
-            decode = best(
-                lambda: _core.decode_blocks(
-                    codec, all_blocks, COLUMNS, arch, copy[: len(all_blocks)]
-                ),
-                runs,
-            )
-            bandwidth = values.nbytes / memcpy
+        outs = [np.zeros_like(blocks) for _ in archs]
+        peer_seconds, *ours = best(
+            options.runs,
+            peer_encoder(peer, codec, part, importance, expected),
+            *(
+                partial(_core.encode_blocks, codec, part, arch, out, importance)
+                for arch, out in zip(archs, outs, strict=True)
+            ),
+        )
+        if any(not np.array_equal(out, expected) for out in outs):
+            raise SystemExit(f"{codec}: the bytes differ from ggml's")
+        all_blocks = np.tile(blocks, (share, 1)) if share > 1 else blocks
+        decoded = copy[: len(all_blocks)]
+        again, *decodes = best(
+            options.runs,
+            copied,
+            *(
+                partial(_core.decode_blocks, codec, all_blocks, COLUMNS, arch, decoded)
+                for arch in archs
+            ),
+        )
+        memcpy = min(memcpy, again)
+        bandwidth = values.nbytes / memcpy
+        for arch, encode, decode in zip(archs, ours, decodes, strict=True):
             print(
-                f"{codec:6} {arch:9} {part.size / peer_seconds / 1e6:9.1f} {part.size / ours / 1e6:9.1f}"
-                f" {peer_seconds / ours:6.2f} {part.nbytes / ours / bandwidth:13.2f}"
-                f" {4 * COLUMNS * len(all_blocks) / decode / bandwidth:13.2f}"
+                f"{codec + ('+im' if importance is not None else ''):10} {arch:9}"
+                f" {part.size / peer_seconds / 1e6:9.2f} {part.size / encode / 1e6:9.1f}"
+                f" {peer_seconds / encode:6.2f} {part.nbytes / encode / bandwidth:13.2f}"
+                f" {decoded.nbytes / decode / bandwidth:13.2f}",
+                flush=True,
             )
 
 
