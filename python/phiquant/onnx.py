@@ -126,11 +126,12 @@ class Tensor:
         shifts = np.arange(0, 8, bits, dtype=np.uint8)
         codes = (self.data[:, None] >> shifts) & np.uint8((1 << bits) - 1)
         count = int(np.prod(self.shape, dtype=np.int64))
-        return codes.reshape(-1)[:count].view(_dtype(self.dtype)).reshape(self.shape)
+        values: NDArray[Any] = codes.reshape(-1)[:count].view(_dtype(self.dtype))
+        return values.reshape(self.shape)
 
 
 #: A string attribute is bytes in the file; str is written as UTF-8, and read as bytes.
-Attribute = Union[  # noqa: UP007
+Attribute = Union[
     int, float, str, bytes, Tensor, "Graph", Sequence[int], Sequence[float], Sequence[str]
 ]
 
@@ -322,9 +323,7 @@ def _place(graph: Graph, external: str, end: int) -> tuple[Graph, list[tuple[int
             if isinstance(value, Graph):
                 attributes[key], more, end = _place(value, external, end)
                 pieces += more
-        nodes.append(
-            Node(node.op, node.inputs, node.outputs, node.name, node.domain, attributes)
-        )
+        nodes.append(Node(node.op, node.inputs, node.outputs, node.name, node.domain, attributes))
     inner = Graph(graph.name, nodes, graph.inputs, graph.outputs, tensors, graph.values)
     return inner, pieces, end
 
@@ -534,9 +533,7 @@ def _info_in(held: tuple[Any, ...]) -> TensorInfo:
     return TensorInfo(name, _NAMES.get(type_id, ""), dims)
 
 
-def _graph_in(
-    held: dict[str, Any], files: _Files, entries: dict[str, TensorEntry]
-) -> Graph:
+def _graph_in(held: dict[str, Any], files: _Files, entries: dict[str, TensorEntry]) -> Graph:
     return Graph(
         held["name"],
         [

@@ -5,6 +5,7 @@
 #include "kernels/affine_mlx.hpp"
 #include "kernels/affine_nncf.hpp"
 #include "kernels/affine_ort.hpp"
+#include "kernels/best_affine_ort.hpp"
 
 namespace phiquant::kernels {
 
@@ -13,7 +14,7 @@ using Arch = xsimd::PHIQUANT_KERNEL_ARCH;
 template <>
 const AffineTable& affine_table<Arch>() noexcept {
     static constexpr AffineTable kernels{
-        .ort = {&encode_ort<Arch>},
+        .ort = {&encode_ort<Arch>, &best_ort<Arch>},
         .nncf = {&encode_nncf<Arch>},
         .mlx = {&encode_mlx<Arch>},
         .ct = {},

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from phiquant.architectures import ModelSpec, TensorRole
+from phiquant.codecs import affine_name
 from phiquant.onnx import Graph, Node, Tensor, TensorInfo
 from phiquant.reference.attention import rotation
 from phiquant.targets.onnx_options import Grid, Settings
@@ -33,6 +34,8 @@ class Stored:
         Of the codec: codes, scales or zero points.
     rows : tuple of int, or None
         Only these rows of the source.
+    weights : int
+        How many of the model's weights the codes are.
     """
 
     name: str
@@ -42,7 +45,8 @@ class Stored:
     codec: str
     plane: int = 0
     rows: tuple[int, int] | None = None
-    literal: bytes = b""
+    literal: bytes = field(default=b"", repr=False)
+    weights: int = 0
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,9 @@ class _Builder:
 
     def _vector(self, name: str, tensor: TensorRole) -> str:
         codec = self.settings.activations
-        self.stored.append(Stored(name, self.float, tensor.shape, tensor.source, codec))
+        self.stored.append(
+            Stored(*(name, self.float, tensor.shape, tensor.source, codec), weights=tensor.elements)
+        )
         return name
 
     def _norm(
@@ -221,7 +227,10 @@ class _Builder:
         if grid is None:
             codec = f"{self.settings.activations},layout=transposed"
             self.stored.append(
-                Stored(weight, self.float, (columns, count), tensor.source, codec, 0, rows)
+                Stored(
+                    *(weight, self.float, (columns, count), tensor.source, codec, 0, rows),
+                    weights=count * columns,
+                )
             )
             return self._node("MatMul", name, [x, weight], outputs)
         if self.settings.qdq:
@@ -255,10 +264,13 @@ class _Builder:
         """Codes, scales and zero points as MatMulNBits has them."""
         count = tensor.shape[0] if rows is None else rows[1] - rows[0]
         groups = -(-tensor.shape[1] // grid.block)
-        codec = f"{grid.codec},rule=ort,scales={self.settings.scales}"
+        codec = self._codec(grid)
         packed = (count, groups, grid.block * grid.bits // 8)
         planes = [
-            Stored(f"{weight}_Q{grid.bits}", "uint8", packed, tensor.source, codec, 0, rows),
+            Stored(
+                *(f"{weight}_Q{grid.bits}", "uint8", packed, tensor.source, codec, 0, rows),
+                weights=count * tensor.shape[1],
+            ),
             self._scales(f"{weight}_scales", (count, groups), tensor, codec, rows),
         ]
         if not grid.symmetric:
@@ -279,11 +291,14 @@ class _Builder:
         shape: tuple[int, int],
     ) -> list[str]:
         """Codes, scales and zero points as DequantizeLinear has them, columns first."""
-        codec = f"{grid.codec},rule=ort,scales={self.settings.scales},layout=transposed"
+        codec = self._codec(grid, layout="transposed")
         dtype = f"{'' if grid.symmetric else 'u'}int{grid.bits}"
         groups = (shape[0] // grid.block, shape[1])
         planes = [
-            Stored(f"{weight}_Q{grid.bits}", dtype, shape, tensor.source, codec, 0, rows),
+            Stored(
+                *(f"{weight}_Q{grid.bits}", dtype, shape, tensor.source, codec, 0, rows),
+                weights=shape[0] * shape[1],
+            ),
             self._scales(f"{weight}_scales", groups, tensor, codec, rows),
         ]
         if not grid.symmetric:
@@ -293,6 +308,10 @@ class _Builder:
         names = [plane.name for plane in planes]
         names[1] = self._as_activations(names[1])
         return names
+
+    def _codec(self, grid: Grid, layout: str | None = None) -> str:
+        scales = None if self.settings.scales == "f32" else self.settings.scales
+        return affine_name(grid.codec, scales=scales, layout=layout)
 
     def _scales(
         self,
@@ -318,15 +337,11 @@ class _Builder:
         """The sequences' lengths as attention wants them, from the attention mask."""
         name = "/model/attn_mask_reformat/attn_mask_subgraph"
         one = self._integers([1])
-        total = self._node(
-            "ReduceSum", f"{name}/ReduceSum", ["attention_mask", one], keepdims=0
-        )
+        total = self._node("ReduceSum", f"{name}/ReduceSum", ["attention_mask", one], keepdims=0)
         last = self._node("Sub", f"{name}/Sub", [total, one])
         self.last = self._node("Cast", f"{name}/Sub/Cast", [last], to=_CAST_TO["int32"])
         shape = self._node("Shape", f"{name}/Shape", ["attention_mask"])
-        self.length = self._node(
-            "Gather", f"{name}/Gather", [shape, self._integers(1)], axis=0
-        )
+        self.length = self._node("Gather", f"{name}/Gather", [shape, self._integers(1)], axis=0)
         self.total = self._node("Cast", f"{name}/Gather/Cast", [self.length], to=_CAST_TO["int32"])
 
     def _table(self, name: str, values: Any) -> Stored:
@@ -353,7 +368,7 @@ class _Builder:
         name = "/model/rope_caches_subgraph"
         limit = self._integers(rope.original_context)
         is_long = self._node("Greater", f"{name}/Greater", [self.length, limit])
-        branches = {}
+        branches: dict[str, Any] = {}
         for branch, size, tables in (("then", "large", long), ("else", "small", short)):
             items = [
                 self._table(f"{kind}_cache_{size}_values", values)
@@ -371,9 +386,7 @@ class _Builder:
                 TensorInfo(output, self.float, item.shape)
                 for item, output in zip(items, outputs, strict=True)
             ]
-            branches[f"{branch}_branch"] = Graph(
-                f"{size}_rope_caches_graph", nodes, (), infos
-            )
+            branches[f"{branch}_branch"] = Graph(f"{size}_rope_caches_graph", nodes, (), infos)
         self._node("If", f"{name}/If", [is_long], ["cos_cache", "sin_cache"], **branches)
 
     def _positions(self) -> None:
@@ -412,7 +425,11 @@ class _Builder:
             )
         weight = "model.embed_tokens.weight"
         codec = self.settings.activations
-        self.stored.append(Stored(weight, self.float, tensor.shape, tensor.source, codec))
+        self.stored.append(
+            Stored(
+                *(weight, self.float, tensor.shape, tensor.source, codec), weights=tensor.elements
+            )
+        )
         return self._node("Gather", f"{name}/Gather", [weight, "input_ids"])
 
     def _head(self, x: str) -> None:

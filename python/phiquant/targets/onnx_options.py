@@ -209,11 +209,7 @@ def _preset_grid(spec: ModelSpec, settings: Settings, tensor: TensorRole) -> Gri
         # The layers that onnxruntime-genai's k_quant_mixed keeps at 8 bits, after llama.cpp's rule.
         assert tensor.layer is not None
         first, eighth = tensor.layer, spec.layers / 8
-        if (
-            first < eighth
-            or first >= 7 * spec.layers / 8
-            or (first - round(eighth)) % 3 == 2
-        ):
+        if first < eighth or first >= 7 * spec.layers / 8 or (first - round(eighth)) % 3 == 2:
             return Grid(8, settings.grid.symmetric, settings.grid.block)
     return settings.grid
 

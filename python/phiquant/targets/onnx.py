@@ -1,0 +1,172 @@
+"""The ONNX target: from a model and a preset to a folder that ONNX Runtime GenAI runs."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phiquant import _core
+from phiquant import onnx as onnx_format
+from phiquant.architectures import ModelSpec
+from phiquant.checkpoint import Checkpoint
+from phiquant.codecs import find_codec
+from phiquant.errors import InternalError, UnsupportedError
+from phiquant.onnx import Model, Place, Tensor, nbytes_of, next_place
+from phiquant.plan import PlannedFile, PlannedTarget, PlannedTensor
+from phiquant.strict_json import read_json
+from phiquant.targets.gguf_metadata import SourceFacts
+from phiquant.targets.names import Target, default_output
+from phiquant.targets.onnx_config import genai_config
+from phiquant.targets.onnx_graph import ModelGraph, Stored, model_graph
+from phiquant.targets.onnx_options import grids_of, settings_of
+from phiquant.targets.source_files import copied_files
+from phiquant.tensor import check_best
+
+MODEL: Final = "model.onnx"
+DATA: Final = "model.onnx.data"
+CONFIG: Final = "genai_config.json"
+
+#: ONNX Runtime GenAI reads these two, and a template if there is one; the rest is of no use to it.
+_UNUSED: Final = ("generation_config.json", "vocab.json", "merges.txt", "tokenizer.model")
+
+
+def plan_onnx(
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    facts: SourceFacts,
+    target: Target,
+    *,
+    best: bool = False,
+    overrides: Iterable[tuple[str, str]] = (),
+    importance: Mapping[str, NDArray[np.float32]] | None = None,
+) -> PlannedTarget:
+    """Plan the ONNX folder of a Hugging Face checkpoint.
+
+    Parameters
+    ----------
+    facts : SourceFacts
+    best : bool
+        Search scales and zero points for the least squared error.
+    overrides : iterable of (glob, codec)
+        On source tensor names; see :func:`phiquant.targets.onnx_options.grids_of`.
+    importance : mapping of str to float32 array, optional
+        Weights of columns by source tensor name, for ``best``.
+
+    Raises
+    ------
+    phiquant.UsageError, phiquant.UnsupportedError, phiquant.FormatError
+        Options or globs that make no sense, a model without a tokenizer that ONNX Runtime GenAI
+        reads.
+    """
+    settings = settings_of(target)
+    made = model_graph(spec, settings, grids_of(spec, settings, tuple(overrides)))
+    tensors, planned, size = _placed(made, best, importance or {})
+    model = Model(
+        made.placed(tensors),
+        metadata={
+            "phiquant.version": _core.version,
+            "phiquant.target": str(target),
+            "phiquant.source": facts.name,
+            "phiquant.quality": "best" if best else "reference",
+        },
+    ).to_bytes()
+    config = genai_config(
+        spec,
+        facts.config,
+        facts.generation,
+        provider=settings.provider,
+        filename=MODEL,
+        positions=any(info.name == "position_ids" for info in made.graph.inputs),
+    )
+    files = [
+        PlannedFile(DATA, size, b"", planned),
+        PlannedFile(MODEL, len(model), model, ()),
+        PlannedFile(CONFIG, len(config), config, ()),
+        *(PlannedFile(name, len(text), text, ()) for name, text in _tokenizer(checkpoint).items()),
+    ]
+
+    def places(path: Path) -> list[Path]:
+        return [path / file.name for file in files]
+
+    return PlannedTarget(
+        target=str(target),
+        name=default_output(facts.name, target),
+        files=tuple(files),
+        places=places,
+        notes=(),
+        check=_check,
+        companions=lambda path: {},
+        hint=_hint,
+        folder=True,
+    )
+
+
+def _placed(
+    made: ModelGraph, best: bool, importance: Mapping[str, NDArray[np.float32]]
+) -> tuple[dict[str, Tensor], tuple[PlannedTensor, ...], int]:
+    """Each stored constant as the graph and as the plan have it, and the data's size."""
+    tensors: dict[str, Tensor] = {}
+    planned = []
+    end = 0
+    for item in made.stored:
+        nbytes = nbytes_of(item.dtype, item.shape)
+        offset = next_place(end, nbytes)
+        end = offset + nbytes
+        place = Place(DATA, offset, nbytes)
+        tensors[item.name] = Tensor(item.name, item.dtype, item.shape, None, place)
+        searched = best and item.codec.startswith("int")
+        if searched:
+            check_best(find_codec(item.codec), tensor=item.source)
+        planned.append(
+            PlannedTensor(
+                item.name,
+                item.source,
+                item.codec,
+                item.shape,
+                offset,
+                nbytes,
+                item.literal,
+                importance.get(item.source or "") if searched else None,
+                searched,
+                item.plane,
+                item.rows,
+                _count(item),
+            )
+        )
+    return tensors, tuple(planned), end
+
+
+def _count(item: Stored) -> int:
+    """How many of the model's weights a constant holds."""
+    return item.weights if item.source is not None and item.plane == 0 else 0
+
+
+def _tokenizer(checkpoint: Checkpoint) -> dict[str, bytes]:
+    found = copied_files(checkpoint.folder)
+    if "tokenizer.json" not in found:
+        raise UnsupportedError(
+            "has no tokenizer.json, which ONNX Runtime GenAI needs",
+            file=checkpoint.folder,
+            remedy="Load and save the tokenizer with transformers once; that writes it.",
+        )
+    return {name: text for name, text in found.items() if name not in _UNUSED}
+
+
+def _hint(path: Path) -> str:
+    # The examples of onnxruntime-genai have this script; its package has no command of its own.
+    return f"python model-chat.py -m {shlex.quote(str(path))}"
+
+
+def _check(path: Path, file: PlannedFile) -> None:
+    """Reopen the staged file; the graph's reader holds every tensor's place against the data."""
+    if path.stat().st_size != file.size:
+        raise InternalError("the written file is not as planned")
+    if path.suffix == ".json":
+        read_json(path)
+    if path.name == MODEL:
+        onnx_format.read(path)
