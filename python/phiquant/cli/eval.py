@@ -54,6 +54,14 @@ GATE_MISSED = 5
 )
 @reading_options(_WHAT, tokenizer="SRC", context=4)
 @option(
+    "--repetition",
+    section=_WHAT,
+    metavar="N",
+    type=click.IntRange(0),
+    help="Tokens to generate greedily after eight prompts, to see whether models run into loops; 0 "
+    "for none. Default: 32.",
+)
+@option(
     "--max-kld",
     section=_GATES,
     metavar="X",
@@ -85,6 +93,7 @@ def command(
     context: int,
     tokens: int | None,
     tokenizer: str | None,
+    repetition: int | None,
     max_kld: float | None,
     max_perplexity_ratio: float | None,
     min_top1: float | None,
@@ -116,6 +125,7 @@ def command(
             context=context,
             tokens=tokens,
             tokenizer=tokenizer,
+            **({} if repetition is None else {"repetition": repetition}),
             threads=threads,
             cache=store or False,
             progress=watcher(words, "the work"),

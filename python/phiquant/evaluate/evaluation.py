@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from phiquant.checkpoint import Checkpoint, open_checkpoint
 from phiquant.errors import FormatError, UsageError
 from phiquant.evaluate.reading import Reading
+from phiquant.evaluate.repetition import TOKENS, Repetition, Texts, ends_of
 from phiquant.evaluate.tokens import Divergences, Likelihoods
 from phiquant.measure.bar import Bar
 from phiquant.measure.layers import check_memory
@@ -52,6 +53,8 @@ class Score:
         Root mean square of the change in the probability of the text's own token, from 0 to 1.
     top1, top1_error : float
         Share of tokens for which source and model have the same most likely token.
+    repetition : Repetition or None
+        What its greedy texts repeat; None where they were not asked for.
     """
 
     model: str
@@ -70,6 +73,7 @@ class Score:
     rms_dp_error: float
     top1: float
     top1_error: float
+    repetition: Repetition | None
 
 
 @dataclass(frozen=True, repr=False)
@@ -80,6 +84,8 @@ class Evaluation:
     ----------
     source : str
     source_perplexity, source_perplexity_error : float
+    source_repetition : Repetition or None
+        What the source's greedy texts repeat; None where they were not asked for.
     text : str
         The file, or ``built-in``.
     windows, context : int
@@ -96,6 +102,7 @@ class Evaluation:
     source: str
     source_perplexity: float
     source_perplexity_error: float
+    source_repetition: Repetition | None
     text: str
     windows: int
     context: int
@@ -128,19 +135,38 @@ class Evaluation:
                 f"{score.p999_kld:.4f}",
                 f"{score.rms_dp:.2%}",
                 f"{score.top1:.2%} ± {score.top1_error:.2%}",
+                "" if score.repetition is None else f"{score.repetition.share:.1%}",
             )
             for score in self.scores
         ]
         head = (
             *("model", "size", "bits/weight", "perplexity", "ratio"),
-            *("mean KLD", "median", "99.9%", "rms Δp", "same top"),
+            *("mean KLD", "median", "99.9%", "rms Δp", "same top", "repeats"),
         )
         text = "the built-in text" if self.text == "built-in" else self.text
         return (
             f"{self.source}: perplexity {self.source_perplexity:.4g} ± "
             f"{self.source_perplexity_error:.2g} ({self.scored} tokens scored in {self.windows} "
-            f"windows of {self.context}, {text})\n" + table(head, rows, "lrrrrrrrrr")
+            f"windows of {self.context}, {text})\n"
+            + table(head, rows, "lrrrrrrrrrr")
+            + "".join(f"\n{line}" for line in self._repeats())
         )
+
+    def _repeats(self) -> list[str]:
+        """What the column of repetition means, and each loop that the source does not have."""
+        if self.source_repetition is None:
+            return []
+        lines = [
+            f"repeats: greedy texts of the source say {self.source_repetition.share:.1%} of their "
+            f"runs of four tokens again, and {len(self.source_repetition.loops)} end in a loop"
+        ]
+        for score in self.scores:
+            for loop in score.repetition.new if score.repetition else ():
+                lines.append(
+                    f"{score.model}: after prompt {loop.prompt + 1}, a loop of {loop.period} "
+                    f"tokens from token {loop.begin + 1} on, where the source has none"
+                )
+        return lines
 
     __repr__ = __str__
 
@@ -153,6 +179,7 @@ def evaluate(
     context: int = 512,
     tokens: int | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
+    repetition: int = TOKENS,
     threads: int | None = None,
     cache: bool | Store = True,
     progress: bool | Callable[[int, int], None] = False,
@@ -177,6 +204,9 @@ def evaluate(
         At most so many; all of the text by default.
     tokenizer : str or path, optional
         The folder of ``tokenizer.json`` where it is not the source's own.
+    repetition : int
+        Tokens to generate greedily after each of up to eight prompts, to see what they repeat: each
+        may cost one pass over the weights. 0 generates none.
     threads : int, optional
         One a processor by default.
     cache : bool or Store
@@ -206,6 +236,8 @@ def evaluate(
     listed = [models] if isinstance(models, (str, os.PathLike, Checkpoint)) else list(models)
     if not listed:
         raise UsageError("there is no model to evaluate")
+    if not isinstance(repetition, int) or isinstance(repetition, bool) or repetition < 0:
+        raise UsageError(f"repetition must be a number from 0 on, not {repetition!r}")
     decoders = [Decoder(_open(one), threads=threads) for one in (against, *listed)]
     source = decoders[0]
     for decoder in decoders:
@@ -225,17 +257,22 @@ def evaluate(
     )
     store = Store() if cache is True else cache or None
     reading = Reading(source, decoders[1:], ids, store)
-    with Bar(progress, reading.total, about="evaluating", unit="mul", begin=reading.begun) as watch:
-        base, found = reading.run(watch)
+    ends = ends_of(source.checkpoint, source.spec.vocabulary, tokenizer)
+    texts = Texts(source, decoders[1:], ids, repetition, ends=ends, store=store)
+    total, begun = reading.total + texts.total, reading.begun + texts.begun
+    with Bar(progress, total, about="evaluating", unit="mul", begin=begun) as watch:
+        base, found = reading.run(lambda done: watch(done + texts.begun))
+        repeats = texts.run(lambda done: watch(reading.total + max(done, texts.begun)))
     scores = tuple(
-        _score(decoder.checkpoint, base, divergences)
-        for decoder, divergences in zip(decoders[1:], found, strict=True)
+        _score(decoder.checkpoint, base, divergences, repeated)
+        for decoder, divergences, repeated in zip(decoders[1:], found, repeats[1:], strict=True)
     )
     mean, error = _mean(base.surprise)
     return Evaluation(
         source=str(source.checkpoint.path),
         source_perplexity=_power(mean),
         source_perplexity_error=_power(mean) * error,
+        source_repetition=repeats[0],
         text="built-in" if text is None else os.fspath(text),
         windows=len(ids),
         context=context,
@@ -267,7 +304,9 @@ def _check(decoder: Decoder, source: Decoder, context: int) -> None:
         )
 
 
-def _score(checkpoint: Checkpoint, base: Likelihoods, model: Divergences) -> Score:
+def _score(
+    checkpoint: Checkpoint, base: Likelihoods, model: Divergences, repeats: Repetition | None
+) -> Score:
     surprise, surprise_error = _mean(model.surprise)
     ratio, ratio_error = _mean(model.surprise - base.surprise)
     divergence = np.maximum(model.kld, 0)
@@ -294,6 +333,7 @@ def _score(checkpoint: Checkpoint, base: Likelihoods, model: Divergences) -> Sco
         rms_dp_error=change_error / (2 * rms) if rms else 0.0,
         top1=same,
         top1_error=same_error,
+        repetition=repeats,
     )
 
 
