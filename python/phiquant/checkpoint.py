@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from phiquant.codecs import stored_codec
+from phiquant.codecs import find_codec, stored_codec
 from phiquant.errors import FormatError, IoError, PhiquantError, UnsupportedError, UsageError
 from phiquant.tensor import QuantizedTensor
 
@@ -70,6 +70,15 @@ class SourceFile:
 
 
 @dataclass(frozen=True)
+class PlaneEntry:
+    """Where one plane of an encoded tensor stands: a file of the checkpoint, and bytes in it."""
+
+    file: int
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
 class TensorEntry:
     """Where a tensor stands and what it is, from a header alone.
 
@@ -83,7 +92,12 @@ class TensorEntry:
     file : int
         Index into the checkpoint's ``files``.
     offset, nbytes : int
-        The place of its bytes in that file.
+        The place of its bytes in that file; of several planes or parts the first's place, and all
+        bytes together.
+    planes : tuple of PlaneEntry
+        Of a codec with planes: codes, scales, zero points or biases, each in its own place.
+    parts : tuple of TensorEntry
+        Of a matrix whose rows stand in several places: matrices to be read one after the other.
     """
 
     name: str
@@ -92,6 +106,8 @@ class TensorEntry:
     file: int
     offset: int
     nbytes: int
+    planes: tuple[PlaneEntry, ...] = ()
+    parts: tuple[TensorEntry, ...] = ()
 
 
 class Checkpoint(Mapping[str, Any]):
@@ -155,10 +171,41 @@ class Checkpoint(Mapping[str, Any]):
             self._maps[index] = np.memmap(source.path, dtype=np.uint8, mode="r")
         return self._maps[index]
 
+    def _bytes(self, file: int, offset: int, nbytes: int) -> NDArray[np.uint8]:
+        return self._map(file)[offset : offset + nbytes].view(np.ndarray)
+
+    def planes_of(self, entry: TensorEntry) -> tuple[NDArray[np.uint8], ...]:
+        """The bytes of an entry's planes, as views of the mapped files."""
+        return tuple(self._bytes(p.file, p.offset, p.nbytes) for p in entry.planes)
+
     def __getitem__(self, name: str) -> Any:
         entry = self.entries[name]
-        raw = self._map(entry.file)[entry.offset : entry.offset + entry.nbytes]
-        raw = raw.view(np.ndarray)
+        return self._tensor(entry) if not entry.parts else self._joined(entry)
+
+    def _joined(self, entry: TensorEntry) -> Any:
+        """Rows that stand apart: one array or one encoded tensor, which is a copy."""
+        parts = [self._tensor(part) for part in entry.parts]
+        if not isinstance(parts[0], QuantizedTensor):
+            return np.concatenate(parts)
+        codec = parts[0].codec
+        if any(part.codec != codec for part in parts) or codec.transposed:
+            raise UnsupportedError(
+                "its rows are encoded in several ways",
+                file=self.files[entry.file].path,
+                tensor=entry.name,
+                remedy="Look at the parts: entries[name].parts.",
+            )
+        planes = tuple(
+            np.concatenate(same) for same in zip(*(p.planes for p in parts), strict=True)
+        )
+        return QuantizedTensor(planes[0], entry.shape, codec, planes)
+
+    def _tensor(self, entry: TensorEntry) -> Any:
+        name = entry.name
+        if entry.planes:
+            planes = self.planes_of(entry)
+            return QuantizedTensor(planes[0], entry.shape, find_codec(entry.type), planes)
+        raw = self._bytes(entry.file, entry.offset, entry.nbytes)
         if entry.type in _DTYPES:
             return np.ndarray(entry.shape, _DTYPES[entry.type], buffer=raw)
         try:
