@@ -9,7 +9,8 @@ from typing import Any
 from phiquant.architectures import ModelSpec, spec_from_config
 from phiquant.codecs import all_codecs, find_codec
 from phiquant.recipes.llama_quantize import assign, needs_importance
-from phiquant.targets.names import GGUF_PRESETS
+from phiquant.targets.names import GGUF_PRESETS, PRESETS, Target
+from phiquant.targets.openvino_options import settings_of
 
 #: The model that sizes are told for.
 EXAMPLE = "Phi-3.5-mini"
@@ -71,6 +72,16 @@ _PRESETS = {
 }
 
 
+_OPENVINO_PRESETS = {
+    "fp16": "float16: refused where a weight is too large for it",
+    "int8": "8 bits with zero points, a scale a row: nearly the original",
+    "int8_sym": "8 bits, a scale a row",
+    "int4": "4 bits with zero points, in groups that optimum-intel takes for the model",
+    "int4_asym": "4 bits with zero points, groups of 128; embedding and output 8 bits",
+    "int4_sym": "4 bits, groups of 128; embedding and output 8 bits",
+}
+
+
 @dataclass(frozen=True)
 class TargetFacts:
     """One target.
@@ -105,7 +116,20 @@ def all_targets() -> tuple[TargetFacts, ...]:
         )
         bits = round(8 * size / spec.parameters, 3)
         rows.append(TargetFacts(f"gguf:{preset}", _PRESETS.get(preset, ""), bits, size))
+    rows += [_openvino(spec, preset) for preset in PRESETS["openvino"]]
     return tuple(sorted(rows, key=lambda row: -row.example_bytes))
+
+
+def _openvino(spec: ModelSpec, preset: str) -> TargetFacts:
+    settings = settings_of(Target("openvino", preset), spec)
+    size = 0
+    for tensor in spec.tensors:
+        codec = find_codec(settings.encoding(tensor).codec)
+        rows, columns = math.prod(tensor.shape[:-1]), tensor.shape[-1]
+        planes = codec.planes(rows, columns)
+        size += sum(p.nbytes for p in planes) if planes else codec.bytes_of(rows, columns)
+    bits = round(8 * size / spec.parameters, 3)
+    return TargetFacts(f"openvino:{preset}", _OPENVINO_PRESETS[preset], bits, size)
 
 
 def _needs_importance(spec: ModelSpec, preset: str) -> bool:

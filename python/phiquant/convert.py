@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 
+import numpy as np
+from numpy.typing import NDArray
+
+from phiquant.architectures import ModelSpec
 from phiquant.checkpoint import Checkpoint, open_checkpoint
 from phiquant.description import describe_folder, describe_gguf
 from phiquant.errors import UnsupportedError, UsageError
@@ -13,9 +17,10 @@ from phiquant.plan import Plan, PlannedTarget
 from phiquant.recipes.mixes import MixName
 from phiquant.report import Report
 from phiquant.targets.gguf import Choices, plan_from_gguf, plan_from_model
-from phiquant.targets.gguf_metadata import read_source_facts
+from phiquant.targets.gguf_metadata import read_source_facts, tensor_name
 from phiquant.targets.gguf_split import parse_size
-from phiquant.targets.names import Target, gguf_codec, parse_override, parse_target
+from phiquant.targets.names import Override, Target, gguf_codec, parse_override, parse_target
+from phiquant.targets.openvino import plan_openvino
 from phiquant.tensor import check_quality
 from phiquant.tokenizer import load as load_tokenizer
 
@@ -86,7 +91,7 @@ def plan(
         pure=pure,
         output_type=None if output_type is None else gguf_codec(output_type),
         embedding_type=None if embedding_type is None else gguf_codec(embedding_type),
-        overrides=tuple((override.glob, override.codec) for override in overrides),
+        overrides=_overrides_for("gguf", overrides),
         requantize=requantize,
         importance=None if importance is None else read_importance(importance),
         importance_file="" if importance is None else os.fspath(importance),
@@ -95,8 +100,10 @@ def plan(
     checkpoint = (
         source if isinstance(source, Checkpoint) else open_checkpoint(source, progress=progress)
     )
-    make = _from_gguf if checkpoint.format == "gguf" else _from_model
-    return Plan(checkpoint, make(checkpoint, targets, choices))
+    _check_overrides(overrides, targets)
+    if checkpoint.format == "gguf":
+        return Plan(checkpoint, _from_gguf(checkpoint, targets, choices))
+    return Plan(checkpoint, _from_model(checkpoint, targets, choices, overrides))
 
 
 def convert(
@@ -149,15 +156,58 @@ def convert(
     )
 
 
+def _overrides_for(format_name: str, overrides: list[Override]) -> tuple[tuple[str, str], ...]:
+    """The overrides that a format's targets heed: those without a format name ggml's types."""
+    own = (format_name, None) if format_name == "gguf" else (format_name,)
+    return tuple((item.glob, item.codec) for item in overrides if item.format in own)
+
+
+def _check_overrides(overrides: list[Override], targets: list[Target]) -> None:
+    """Refuse overrides that no target heeds."""
+    formats = {target.format for target in targets}
+    for item in overrides:
+        if (item.format or "gguf") not in formats:
+            known = " or ".join(f"{name}:GLOB=CODEC" for name in sorted(formats))
+            raise UsageError(
+                f"'{item.glob}={item.codec}' is for {item.format or 'gguf'}, and no such target is "
+                "made",
+                remedy=f"Write {known}.",
+            )
+
+
 def _from_model(
-    checkpoint: Checkpoint, targets: list[Target], choices: Choices
+    checkpoint: Checkpoint, targets: list[Target], choices: Choices, overrides: list[Override]
 ) -> tuple[PlannedTarget, ...]:
     config, spec = describe_folder(checkpoint)
     facts = read_source_facts(checkpoint.folder, config, name=checkpoint.name)
     tokenizer = load_tokenizer(checkpoint.folder, vocab_size=spec.vocabulary)
-    return tuple(
-        plan_from_model(checkpoint, spec, facts, tokenizer, target, choices) for target in targets
-    )
+    planned = []
+    for target in targets:
+        if target.format == "gguf":
+            planned.append(plan_from_model(checkpoint, spec, facts, tokenizer, target, choices))
+        elif target.format == "openvino":
+            planned.append(
+                plan_openvino(
+                    checkpoint,
+                    spec,
+                    facts,
+                    tokenizer,
+                    target,
+                    best=choices.best,
+                    overrides=_overrides_for("openvino", overrides),
+                    importance=_by_source(spec, choices),
+                )
+            )
+    return tuple(planned)
+
+
+def _by_source(spec: ModelSpec, choices: Choices) -> dict[str, NDArray[np.float32]]:
+    """The importance of each matrix's columns by its name in the source."""
+    if choices.importance is None:
+        return {}
+    names = {tensor.source: tensor_name(tensor) for tensor in spec.tensors}
+    known = choices.importance
+    return {source: known[name] for source, name in names.items() if name in known}
 
 
 def _from_gguf(
@@ -169,6 +219,12 @@ def _from_gguf(
             "is one of several split files",
             file=checkpoint.path,
             remedy="Merge them first: llama-gguf-split --merge.",
+        )
+    if others := [str(target) for target in targets if target.format != "gguf"]:
+        raise UnsupportedError(
+            f"is a GGUF, and {others[0]} is made from a Hugging Face checkpoint only",
+            file=checkpoint.path,
+            remedy="Give the model's folder or hub id as the source.",
         )
     spec = describe_gguf(checkpoint)
     return tuple(plan_from_gguf(checkpoint, spec, target, choices) for target in targets)

@@ -39,9 +39,7 @@ def test_copying_is_no_target() -> None:
         parse_target("COPY")
 
 
-@pytest.mark.parametrize(
-    "text", ["onnx:int4", "openvino:int8", "mlx:4bit", "hf:w4a16", "ONNX:int4"]
-)
+@pytest.mark.parametrize("text", ["onnx:int4", "openvino:nf4", "mlx:4bit", "hf:w4a16", "ONNX:int4"])
 def test_formats_of_later_versions_are_not_yet_there(text: str) -> None:
     with pytest.raises(UsageError, match=r"this version does not write .* yet"):
         parse_target(text)
@@ -54,7 +52,7 @@ def test_formats_of_later_versions_are_not_yet_there(text: str) -> None:
         ("gguf:q4_k_n", r"Did you mean .*q4_k_m"),
         ("q8", "Did you mean q8_0"),
         ("ggf:q4_k_m", "Did you mean gguf:q4_k_m"),
-        ("fp16", "Did you mean f16|later version"),
+        ("fp16", "Did you mean openvino:fp16"),
         ("int4", "onnx:int4|openvino:int4"),
         ("gguf", "names a format without a preset"),
         ("onnx", "names a format without a preset"),
@@ -80,10 +78,19 @@ def test_targets_print_their_options() -> None:
     assert str(Target("onnx", "int4", (("block", "32"), ("sym", True)))) == "onnx:int4,block=32,sym"
 
 
+def test_options_are_flags_and_pairs_in_the_order_of_their_names() -> None:
+    target = parse_target("OpenVINO:INT4_SYM, ratio=1.0,GROUP=64")
+    assert target == Target("openvino", "int4_sym", (("group", "64"), ("ratio", "1.0")))
+    assert str(target) == "openvino:int4_sym,group=64,ratio=1.0"
+    with pytest.raises(UsageError, match="given twice"):
+        parse_target("openvino:int4,group=64,group=32")
+
+
 def test_overrides_are_a_glob_and_a_codec() -> None:
     assert parse_override("*.down_proj.weight=Q6_K") == Override("*.down_proj.weight", "q6_k")
     assert parse_override("gguf:lm_head*=f16") == Override("lm_head*", "f16", "gguf")
     assert parse_override("a=b*=q8_0").glob == "a=b*"
+    assert parse_override("openvino:lm_head*=f16") == Override("lm_head*", "f16", "openvino")
 
 
 @pytest.mark.parametrize(
@@ -118,3 +125,7 @@ def test_built_codecs_are_taken_in_any_case() -> None:
 )
 def test_the_default_output_is_name_and_preset(source: str, name: str) -> None:
     assert default_output(source, parse_target("Q4_K_M")) == name
+
+
+def test_the_default_output_of_a_folder_names_its_format() -> None:
+    assert default_output("phi35", parse_target("openvino:int4")) == "phi35-openvino-int4"

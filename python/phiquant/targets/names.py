@@ -19,16 +19,22 @@ GGUF_PRESETS: Final = tuple(CURRENT)
 #: The codecs that GGUF tensors can be encoded in.
 GGUF_CODECS: Final = tuple(BLOCK)
 
-# Formats of later versions, with presets that people will try, so that the answer is "not yet" and
-# no guess.
+#: Presets of every format that is written, GGUF's by name of ftype.
+PRESETS: Final[Mapping[str, tuple[str, ...]]] = {
+    "gguf": GGUF_PRESETS,
+    "openvino": (*("fp16", "int8", "int8_sym", "int4", "int4_sym", "int4_asym"),),
+}
+
+# Presets of later versions that people will try, so that the answer is "not yet" and no guess.
 _LATER: Final[Mapping[str, tuple[str, ...]]] = {
     "onnx": ("fp32", "fp16", "int8", "int4"),
-    "openvino": (*("fp16", "int8", "int8_sym", "int4", "int4_sym", "int4_asym", "nf4", "mxfp4"),),
+    "openvino": ("nf4", "mxfp4"),
     "mlx": (
         *("bf16", "fp16", "2bit", "3bit", "4bit", "5bit", "6bit", "8bit", "mixed_3_6", "mxfp4"),
     ),
     "hf": ("w4a16", "w8a16", "w8a8", "fp8", "nvfp4", "mxfp4", "gptq", "awq", "bf16"),
 }
+_FORMATS = tuple(dict.fromkeys((*PRESETS, *_LATER)))
 
 _LIST = "'phiquant formats' lists what there is."
 
@@ -40,7 +46,7 @@ class Target:
     Attributes
     ----------
     format : str
-        ``gguf``.
+        ``gguf``, ``openvino`` ...
     preset : str
         In phiquant's spelling: lower case, aliases resolved.
     options : tuple of (key, value)
@@ -78,16 +84,17 @@ def parse_target(text: str) -> Target:
     format_name, preset = format_name.strip().lower(), preset.strip().lower()
     if not colon:
         format_name, preset = _bare(text, format_name)
-    if format_name in _LATER:
-        cause = f"'{text}': this version does not write {format_name} yet"
-        raise UsageError(cause, remedy=f"It writes GGUF, as gguf:q4_k_m. {_LIST}")
-    if format_name != "gguf":
+    if format_name not in _FORMATS:
         raise UsageError(f"'{text}': there is no format '{format_name}'", remedy=_guess(head))
-    preset = _gguf_preset(text, preset)
-    for word in words:
-        key = word.partition("=")[0].strip()
-        raise UsageError(f"'{text}': GGUF targets have no option '{key}'", remedy=_LIST)
-    return Target("gguf", preset)
+    if format_name not in PRESETS or preset in _LATER.get(format_name, ()):
+        what = format_name if format_name not in PRESETS else f"{format_name}:{preset}"
+        cause = f"'{text}': this version does not write {what} yet"
+        raise UsageError(cause, remedy=f"It writes {_written()}. {_LIST}")
+    preset = _gguf_preset(text, preset) if format_name == "gguf" else _preset(text, preset)
+    options = _options(text, words)
+    if format_name == "gguf" and options:
+        raise UsageError(f"'{text}': GGUF targets have no option '{options[0][0]}'", remedy=_LIST)
+    return Target(format_name, preset, options)
 
 
 def parse_override(text: str) -> Override:
@@ -104,11 +111,14 @@ def parse_override(text: str) -> Override:
         raise UsageError(f"'{text}' is no override of a tensor's codec", remedy=remedy)
     glob = glob.strip()
     format_name, colon, rest = glob.partition(":")
-    if colon and format_name.lower() in ("gguf", *_LATER):
-        if format_name.lower() != "gguf":
-            cause = f"'{text}': this version does not write {format_name.lower()} yet"
+    format_name = format_name.strip().lower()
+    if colon and format_name in _FORMATS:
+        if format_name not in PRESETS:
+            cause = f"'{text}': this version does not write {format_name} yet"
             raise UsageError(cause, remedy=_LIST)
-        return Override(rest, gguf_codec(codec), "gguf")
+        # Other formats' names for ways to store a matrix are their own to check.
+        own = gguf_codec(codec) if format_name == "gguf" else codec.strip().lower()
+        return Override(rest, own, format_name)
     return Override(glob, gguf_codec(codec))
 
 
@@ -124,7 +134,7 @@ def gguf_codec(text: str) -> str:
 
 
 def default_output(source_name: str, target: Target) -> str:
-    """The result's name where none is given: ``NAME-PRESET.gguf``.
+    """The result's name where none is given: ``NAME-PRESET.gguf``, or ``NAME-FORMAT-PRESET``.
 
     Parameters
     ----------
@@ -133,15 +143,17 @@ def default_output(source_name: str, target: Target) -> str:
     """
     name = PurePath(source_name.split("@", 1)[0] if "/" in source_name else source_name).name
     name = re.sub(r"\.(gguf|safetensors)$", "", name) or "model"
-    return f"{name}-{target.preset}.gguf"
+    if target.format == "gguf":
+        return f"{name}-{target.preset}.gguf"
+    return f"{name}-{target.format}-{target.preset}"
 
 
 def _bare(text: str, name: str) -> tuple[str, str]:
     """A word without a colon: a preset of GGUF, or a format whose preset was forgotten."""
     if ALIASES.get(name, name) in CURRENT or name == "copy":
         return "gguf", name
-    if name == "gguf" or name in _LATER:
-        example = "q4_k_m" if name == "gguf" else _LATER[name][-1]
+    if name in _FORMATS:
+        example = "q4_k_m" if name == "gguf" else (*PRESETS.get(name, ()), *_LATER.get(name, ()))[0]
         cause = f"'{text}' names a format without a preset"
         raise UsageError(cause, remedy=f"Write {name}:PRESET, as {name}:{example}. {_LIST}")
     raise UsageError(f"there is no target '{text}'", remedy=_guess(name))
@@ -157,13 +169,45 @@ def _gguf_preset(text: str, preset: str) -> str:
     raise UsageError(f"'{text}': GGUF has no preset '{preset}'", remedy=_guess(preset))
 
 
+def _preset(text: str, preset: str) -> str:
+    """A preset of another format than GGUF."""
+    format_name = text.partition(":")[0].strip().lower()
+    known = PRESETS[format_name]
+    if preset in known:
+        return preset
+    close = difflib.get_close_matches(preset, known, n=3, cutoff=0.5) or known
+    names = [f"{format_name}:{name}" for name in close]
+    raise UsageError(
+        f"'{text}': {format_name} has no preset '{preset}'",
+        remedy=f"Did you mean {' or '.join(names)}? {_LIST}",
+    )
+
+
+def _options(text: str, words: list[str]) -> tuple[tuple[str, str | bool], ...]:
+    """Flags and ``key=value`` words; what they may be is each format's own to say."""
+    found: dict[str, str | bool] = {}
+    for word in words:
+        key, equals, value = (part.strip() for part in word.partition("="))
+        key = key.lower()
+        if key in found:
+            raise UsageError(f"'{text}': '{key}' is given twice", remedy="Give it once.")
+        found[key] = value.lower() if equals else True
+    return tuple(sorted(found.items()))
+
+
+def _written() -> str:
+    examples = {"gguf": "gguf:q4_k_m"}
+    return " and ".join(examples.get(name, f"{name}:{PRESETS[name][-1]}") for name in PRESETS)
+
+
 def _guess(word: str) -> str:
     """What the user may have meant."""
-    known = {name: name for name in (*GGUF_PRESETS, *ALIASES)}
-    known |= {f"gguf:{name}": f"gguf:{name}" for name in GGUF_PRESETS}
-    later = {preset: f"{name}:{preset}" for name, presets in _LATER.items() for preset in presets}
     word = word.lower()
-    if word in later and word not in known:
+    known = {name: name for name in (*GGUF_PRESETS, *ALIASES)}
+    known |= {f"{kind}:{name}": f"{kind}:{name}" for kind in PRESETS for name in PRESETS[kind]}
+    others = [f"{kind}:{word}" for kind in PRESETS if word in PRESETS[kind]]
+    later = {preset: f"{name}:{preset}" for name, presets in _LATER.items() for preset in presets}
+    if word in later and word not in known and not others:
         return f"{later[word]} is for a later version. {_LIST}"
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    close = [*others, *difflib.get_close_matches(word, known, n=3 - len(others[:2]), cutoff=0.5)]
     return f"Did you mean {' or '.join(close)}? {_LIST}" if close else _LIST
