@@ -202,7 +202,6 @@ struct Q4K : FormatQ4K {
     static constexpr float ends[6] = {0.5f, 0.1f, -0.3f, -0.7f, -1.1f, -1.6f};
     static constexpr float units[8] = {58.0f, 59.0f, 60.0f, 61.0f, 62.0f, 63.0f, 64.0f, 65.0f};
     static constexpr std::size_t tries = 4;
-    static constexpr int reach = 1, refits = 2;
     template <class Arch>
     using Search = ScaleMinimumSearch<Arch, Q4K>;
 
@@ -217,7 +216,6 @@ struct Q5K : FormatQ5K {
     static constexpr float ends[6] = {0.7f, 0.3f, 0.0f, -0.3f, -0.7f, -1.1f};
     static constexpr float units[8] = {58.0f, 59.0f, 60.0f, 61.0f, 62.0f, 63.0f, 64.0f, 65.0f};
     static constexpr std::size_t tries = 4;
-    static constexpr int reach = 1, refits = 2;
     template <class Arch>
     using Search = ScaleMinimumSearch<Arch, Q5K>;
 
@@ -232,7 +230,6 @@ struct Q2K : FormatQ2K {
     static constexpr float ends[6] = {0.4f, 0.1f, -0.15f, -0.4f, -0.65f, -0.95f};
     static constexpr float units[8] = {12.0f, 12.6f, 13.2f, 13.8f, 14.4f, 15.0f, 15.6f, 16.2f};
     static constexpr std::size_t tries = 4;
-    static constexpr int reach = 2, refits = 2;
     template <class Arch>
     using Search = ScaleMinimumSearch<Arch, Q2K>;
 

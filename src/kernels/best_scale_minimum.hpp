@@ -3,8 +3,8 @@
 // Weighted least squares over trial grids that leave off part of the range at either end, then
 // coordinate descent: fit scale and minimum to the codes, round to new codes, and so on. Pairs of
 // units for a super-block are ranked by how much each sub-block minds rounded parameters. From each
-// of the best pairs, parameters are moved where that is better, the units fitted to them again, and
-// so on; the best of all that was found stays.
+// of the best pairs, parameters are moved where that is better, and the units fitted to them again;
+// the best of all that was found is moved once more, farther.
 #pragma once
 
 #include <type_traits>
@@ -36,14 +36,19 @@ public:
         for (std::size_t attempt = 0; attempt < tries; ++attempt) {
             for (std::size_t b = 0; b < blocks; ++b) set_units(b, ranked_[attempt][b]);
             round_parameters();
-            improve<Format::reach, false>(tile);
-            for (std::size_t b = 0; b < blocks; ++b) keep_better(b);
-            for (int again = 0; again < Format::refits; ++again) {
-                fit_units(tile);
-                improve<1, true>(tile);
-                for (std::size_t b = 0; b < blocks; ++b) keep_better(b);
-            }
+            improve<1, 1>(tile);
+            keep_better();
+            fit_units(tile);
+            improve<1, 0>(tile);
+            keep_better();
         }
+        // Codes change with the parameters, so that others are good, too, some of them far away.
+        at_ = kept_;
+        improve<3, 4>(tile);
+        keep_better();
+        fit_units(tile);
+        improve<1, 0>(tile);
+        keep_better();
     }
 
     [[nodiscard]] float error(std::size_t b) const noexcept {
@@ -312,8 +317,8 @@ private:
     }
 
     /// Move each sub-block's scale by up to `reach`, and its minimum, which follows the scale, by
-    /// one: where that is better. `beside`: not both at once.
-    template <int reach, bool beside>
+    /// up to `aside` (of 1 + 3 n): where that is better. `aside` 0: by one, but not both at once.
+    template <int reach, int aside>
     void improve(const Values& tile) noexcept {
         for (std::size_t g = 0; g < groups; ++g) {
             const std::size_t j = g * lanes;
@@ -324,27 +329,35 @@ private:
             const Batch slope =
                 (scale_unit * Batch::load_aligned(mean_.of + j)) * inverse_of<Arch>(minimum_unit);
             Batch best_scale = scale, best_minimum = minimum, best;
-            const auto attempt = [&](auto first, Batch s, Batch middle) {
-                constexpr std::size_t count = beside && !first.value ? 1 : 3;
+            const auto attempt = [&](auto count, bool first, Batch s, Batch middle) {
                 const Batch one(1.0f);
                 const Batch m[3] = {middle, whole(middle - one), whole(middle + one)};
                 const Batch minima[3] = {minimum_unit * m[0], minimum_unit * m[1],
                                          minimum_unit * m[2]};
                 Batch errors[count];
                 errors_of<count>(tile, g, scale_unit * s, minima, errors);
-                if constexpr (first.value) best = errors[0];
-                for (std::size_t t = first.value ? 1 : 0; t < count; ++t) {
+                if (first) best = errors[0];
+                for (std::size_t t = 0; t < count; ++t) {
                     const auto better = errors[t] < best;
                     best = xsimd::select(better, errors[t], best);
                     best_scale = xsimd::select(better, s, best_scale);
                     best_minimum = xsimd::select(better, m[t], best_minimum);
                 }
             };
-            attempt(std::true_type{}, scale, minimum);
-            for (int step = 1; step <= reach; ++step) {
-                for (const Batch by :
-                     {Batch(static_cast<float>(-step)), Batch(static_cast<float>(step))}) {
-                    attempt(std::false_type{}, whole(scale + by), whole(minimum + slope * by));
+            constexpr std::integral_constant<std::size_t, 1> alone;
+            constexpr std::integral_constant<std::size_t, 3> three;
+            attempt(three, true, scale, minimum);
+            for (int step = -reach; step <= reach; ++step) {
+                const Batch by(static_cast<float>(step));
+                const Batch s = whole(scale + by), follows = minimum + slope * by;
+                if constexpr (aside == 0) {
+                    if (step != 0) attempt(alone, false, s, whole(follows));
+                } else {
+                    for (int far = 1 - aside; far < aside; far += 3) {
+                        if (step == 0 && far == 0) continue;
+                        const Batch off(static_cast<float>(far));
+                        attempt(three, false, s, whole(follows + off));
+                    }
                 }
             }
             best_scale.store_aligned(at_.scale.of + j);
@@ -389,14 +402,16 @@ private:
         for (float& error : kept_.error.of) error = __builtin_inff();
     }
 
-    void keep_better(std::size_t b) noexcept {
-        if (!(total<Arch, each>(at_.error, b) < error(b))) return;
-        for (std::size_t j = b * each; j < (b + 1) * each; ++j) {
-            kept_.scale_unit.of[j] = at_.scale_unit.of[j];
-            kept_.minimum_unit.of[j] = at_.minimum_unit.of[j];
-            kept_.scale.of[j] = at_.scale.of[j];
-            kept_.minimum.of[j] = at_.minimum.of[j];
-            kept_.error.of[j] = at_.error.of[j];
+    void keep_better() noexcept {
+        for (std::size_t b = 0; b < blocks; ++b) {
+            if (!(total<Arch, each>(at_.error, b) < error(b))) continue;
+            for (std::size_t j = b * each; j < (b + 1) * each; ++j) {
+                kept_.scale_unit.of[j] = at_.scale_unit.of[j];
+                kept_.minimum_unit.of[j] = at_.minimum_unit.of[j];
+                kept_.scale.of[j] = at_.scale.of[j];
+                kept_.minimum.of[j] = at_.minimum.of[j];
+                kept_.error.of[j] = at_.error.of[j];
+            }
         }
     }
 
