@@ -115,7 +115,8 @@ def test_loops_of_a_model_that_lost_much_are_reported(
     assert worse.new and all(not loop.in_source for loop in worse.new)
     shown = str(result)
     for loop in worse.new:
-        line = f"{bad}: after prompt {loop.prompt + 1}, a loop of {loop.period} tokens from token"
+        many = f"{loop.period} token{'s' * (loop.period > 1)}"
+        line = f"{bad}: after prompt {loop.prompt + 1}, a loop of {many} from token"
         assert line in shown
     assert f"{DATA / 'phi35'}: after prompt" not in shown
     # The model's own layers ran, each as often as there were passes, and no more than tokens.

@@ -180,7 +180,7 @@ def test_the_command_shows_outputs_side_by_side(
 ) -> None:
     models = [str(converted("phi35", preset)) for preset in ("q4_k_m", "q8_0")]
     options = ["--prompt", "32", "--decode", "8", "--repeats", "2", "--threads", "1"]
-    assert run(["bench", *models, *options]) == 0
+    assert run(["bench", *models, *options, "-q"]) == 0
     shown = capsys.readouterr()
     lines = shown.out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["output", *models] and not shown.err

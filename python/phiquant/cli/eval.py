@@ -58,6 +58,7 @@ GATE_MISSED = 5
     section=_WHAT,
     metavar="N",
     type=click.IntRange(0),
+    default=32,
     help="Tokens to generate greedily after eight prompts, to see whether models run into loops; 0 "
     "for none. Default: 32.",
 )
@@ -93,7 +94,7 @@ def command(
     context: int,
     tokens: int | None,
     tokenizer: str | None,
-    repetition: int | None,
+    repetition: int,
     max_kld: float | None,
     max_perplexity_ratio: float | None,
     min_top1: float | None,
@@ -125,7 +126,7 @@ def command(
             context=context,
             tokens=tokens,
             tokenizer=tokenizer,
-            **({} if repetition is None else {"repetition": repetition}),
+            repetition=repetition,
             threads=threads,
             cache=store or False,
             progress=watcher(words, "the work"),

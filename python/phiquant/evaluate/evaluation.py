@@ -162,9 +162,10 @@ class Evaluation:
         ]
         for score in self.scores:
             for loop in score.repetition.new if score.repetition else ():
+                many = "1 token" if loop.period == 1 else f"{loop.period} tokens"
                 lines.append(
-                    f"{score.model}: after prompt {loop.prompt + 1}, a loop of {loop.period} "
-                    f"tokens from token {loop.begin + 1} on, where the source has none"
+                    f"{score.model}: after prompt {loop.prompt + 1}, a loop of {many} from token "
+                    f"{loop.begin + 1} on, where the source has none"
                 )
         return lines
 

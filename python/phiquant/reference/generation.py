@@ -36,7 +36,7 @@ class _Text:
         self.end = len(prompt) + count
         self.past = 0
         self.hints = list(hints)
-        room = (layers, shape.kv_heads, self.end + _GUESSES, shape.head_size)
+        room = (layers, shape.kv_heads, self.end, shape.head_size)
         self.keys, self.values = np.empty(room, np.float32), np.empty(room, np.float32)
         self.fed: list[int] = []
 
@@ -135,11 +135,11 @@ def greedy(
         for prompt, hint in zip(prompts, guessed, strict=True)
     ]
     with np.errstate(all="ignore"):  # of a hostile file's factors
-        # The factors for the length that is reached; guesses may look past the end.
-        whole = rotation(decoder.spec.rope, longest)
+        # As elsewhere, the whole length decides between longrope's short and long factors.
+        tables = rotation(decoder.spec.rope, longest)
     while going := [text for text in texts if not text.done]:
         with blas.threads(decoder.threads), np.errstate(over="ignore", invalid="ignore"):
-            _pass(decoder, going, whole, ends)
+            _pass(decoder, going, tables, ends)
         if progress is not None:
             left = sum(text.end - len(text.known) for text in texts)
             progress(len(texts) * count - left)
