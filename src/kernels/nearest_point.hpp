@@ -22,6 +22,35 @@ static constexpr PointLevels repeat_levels(const float* levels) noexcept {
 
 namespace nearest_point {
 
+/// The least lane.
+template <class Arch, class Tag>
+XSIMD_INLINE float least_lane(F32<Arch> x, Tag) noexcept {
+    return xsimd::reduce_min(x);
+}
+
+// Halves are put upon each other. xsimd's way moves whole registers about, which takes as long as
+// the distances of a batch.
+#if XSIMD_WITH_AVX2
+template <class Arch>
+XSIMD_INLINE float least_of(__m256 x) noexcept {
+    const __m128 four = _mm_min_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    const __m128 two = _mm_min_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_min_ss(two, _mm_movehdup_ps(two)));
+}
+
+template <class Arch>
+XSIMD_INLINE float least_lane(F32<Arch> x, xsimd::avx2) noexcept {
+    return least_of<Arch>(x);
+}
+#endif
+
+#if XSIMD_WITH_AVX512BW
+template <class Arch>
+XSIMD_INLINE float least_lane(F32<Arch> x, xsimd::avx512bw) noexcept {
+    return least_of<Arch>(_mm256_min_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1)));
+}
+#endif
+
 /// A candidate's distance is Σ w_i (scale · level_i - x_i)², summed in the values' order, as the
 /// reference does. One lane a candidate: `Terms` holds the term of each value at each level.
 template <class Arch, std::size_t values, class Tag>
@@ -154,7 +183,7 @@ XSIMD_INLINE std::size_t find_nearest(const GridTable& grid, const GridPlace& pl
             distances[used++] = here;
             least = xsimd::min(here, least);  // in this order NaNs don't count
         }
-        const F32<Arch> smallest(xsimd::reduce_min(least));
+        const F32<Arch> smallest(nearest_point::least_lane<Arch>(least, Arch{}));
         for (std::size_t v = 0; v < used; ++v) {
             const auto mask = static_cast<std::uint32_t>((distances[v] == smallest).mask());
             if (mask != 0) {
