@@ -1,0 +1,89 @@
+// The rule of compressed-tensors, which checkpoints for transformers and vLLM are made with.
+#pragma once
+
+#include "kernels/affine_mlx.hpp"
+
+namespace phiquant::kernels {
+
+/// What a scale of zero becomes: the epsilon of its type.
+static inline float ct_least(AffineScale type) noexcept {
+    return type == AffineScale::f16 ? 0x1p-10f : type == AffineScale::bf16 ? 0x1p-7f : 0x1p-23f;
+}
+
+/// Scale, and zero point as a code.
+struct CtParameters {
+    float scale, zero;
+};
+
+/// Every step's result is a number of the weights' own type, as torch computes it. Symmetric: the
+/// codes' whole range, 2^bits - 1 steps, spans twice the largest magnitude. Asymmetric: zero is
+/// within the range.
+template <AffineScale type>
+CtParameters ct_parameters(Extremes range, unsigned bits, bool symmetric) noexcept {
+    const float middle = static_cast<float>(1u << (bits - 1));
+    const float most = static_cast<float>((1u << bits) - 1);
+    const float low = range.least < 0.0f ? range.least : 0.0f;
+    const float high = range.most > 0.0f ? range.most : 0.0f;
+    CtParameters found{0.0f, middle};
+    if (symmetric) {
+        found.scale = stored_scale((high > -low ? high : -low) / (most / 2), type);
+    } else {
+        found.scale = stored_scale(stored_scale(high - low, type) / most, type);
+        // Signed codes are what the tool rounds; a group of zeros divides zero by zero, and its
+        // zero point becomes 0.
+        if (found.scale != 0.0f || low != 0.0f) {
+            float zero = stored_scale(-middle - stored_scale(low / found.scale, type), type);
+            zero = zero < -middle ? -middle : zero > middle - 1 ? middle - 1 : zero;
+            found.zero = ((zero + k_magic) - k_magic) + middle;
+        }
+    }
+    if (found.scale == 0.0f) found.scale = ct_least(type);
+    return found;
+}
+
+template <class Arch, AffineScale type>
+void encode_ct_as(const AffineGrid& grid, const AffineRows& rows, const AffineCodes& out) noexcept {
+    const float most = static_cast<float>((1u << grid.bits) - 1);
+    const float middle = static_cast<float>(1u << (grid.bits - 1));
+    const auto fit = [&](const float* values, const float*, std::uint64_t count,
+                         std::uint8_t* codes, float& scale, float& zero) noexcept {
+        // Rounding keeps the order, so the extremes need no rounded values.
+        Extremes range = extremes_of<Arch>(values, count);
+        range = {stored_scale(range.least, type), stored_scale(range.most, type)};
+        const CtParameters found = ct_parameters<type>(range, grid.bits, grid.symmetric);
+        const float from = found.zero - middle;
+        const F32<Arch> step(found.scale), start(from), centre(middle);
+        round_codes<Arch>(
+            count, most,
+            [&](std::uint64_t i) noexcept {
+                const auto value = of_type<Arch, type>(F32<Arch>::load_unaligned(values + i));
+                const auto at = of_type<Arch, type>(quotient<Arch>(value, step));
+                return nearest_even<Arch>(of_type<Arch, type>(at + start)) + centre;
+            },
+            [&](std::uint64_t i) noexcept {
+                const float at = stored_scale(stored_scale(values[i], type) / found.scale, type);
+                return ((stored_scale(at + from, type) + k_magic) - k_magic) + middle;
+            },
+            codes);
+        scale = found.scale;
+        zero = found.zero;
+    };
+    // The layout has no short groups; codes behind a row's end are never read.
+    for_each_group(grid, rows, out, fit,
+                   [](float zero) noexcept { return static_cast<std::uint8_t>(zero); });
+}
+
+/// compressed_tensors 0.20 on processors: calculate_qparams of a group's extremes, and quantize.
+template <class Arch>
+void encode_ct(const AffineGrid& grid, const AffineRows& rows, const AffineCodes& out) noexcept {
+    switch (grid.scale) {
+        case AffineScale::f16:
+            return encode_ct_as<Arch, AffineScale::f16>(grid, rows, out);
+        case AffineScale::bf16:
+            return encode_ct_as<Arch, AffineScale::bf16>(grid, rows, out);
+        case AffineScale::f32:
+            return encode_ct_as<Arch, AffineScale::f32>(grid, rows, out);
+    }
+}
+
+}  // namespace phiquant::kernels
