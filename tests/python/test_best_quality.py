@@ -29,11 +29,11 @@ Bytes = npt.NDArray[np.uint8]
 # importance ggml searches, too, and in q3_k and q4_0 finds nearly all that the formats allow: not even
 # the best real scale of each sub-block leaves less than 0.97 (tests/benchmarks/best_limits.py).
 CODECS: dict[str, tuple[str, float, float]] = {
-    "q2_k": ("q2_K", 0.765, 0.93),
+    "q2_k": ("q2_K", 0.76, 0.925),
     "q3_k": ("q3_K", 0.91, 0.985),
     "q4_0": ("q4_0", 0.89, 0.98),
     "q4_k": ("q4_K", 0.94, 0.95),
-    "q5_k": ("q5_K", 0.875, 0.90),
+    "q5_k": ("q5_K", 0.865, 0.89),
     "q6_k": ("q6_K", 0.895, 0.93),
     "iq4_nl": ("iq4_nl", 0.93, 0.95),
     "iq4_xs": ("iq4_xs", 0.925, 0.94),
