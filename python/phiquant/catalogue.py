@@ -8,8 +8,11 @@ from typing import Any
 
 from phiquant.architectures import ModelSpec, spec_from_config
 from phiquant.codecs import all_codecs, find_codec
+from phiquant.onnx import nbytes_of
 from phiquant.recipes.llama_quantize import assign, needs_importance
+from phiquant.targets import onnx_options
 from phiquant.targets.names import GGUF_PRESETS, PRESETS, Target
+from phiquant.targets.onnx_graph import model_graph
 from phiquant.targets.openvino_options import settings_of
 
 #: The model that sizes are told for.
@@ -72,6 +75,13 @@ _PRESETS = {
 }
 
 
+_ONNX_PRESETS = {
+    "fp32": "float32 all through: nothing is lost",
+    "fp16": "float16 all through: refused where a weight is too large",
+    "int8": "8-bit blocks of 32, a float32 embedding: nearly the original",
+    "int4": "4-bit blocks of 32, a float32 embedding: the usual choice",
+}
+
 _OPENVINO_PRESETS = {
     "fp16": "float16: refused where a weight is too large for it",
     "int8": "8 bits with zero points, a scale a row: nearly the original",
@@ -116,8 +126,17 @@ def all_targets() -> tuple[TargetFacts, ...]:
         )
         bits = round(8 * size / spec.parameters, 3)
         rows.append(TargetFacts(f"gguf:{preset}", _PRESETS.get(preset, ""), bits, size))
+    rows += [_onnx(spec, preset) for preset in PRESETS["onnx"]]
     rows += [_openvino(spec, preset) for preset in PRESETS["openvino"]]
     return tuple(sorted(rows, key=lambda row: -row.example_bytes))
+
+
+def _onnx(spec: ModelSpec, preset: str) -> TargetFacts:
+    settings = onnx_options.settings_of(Target("onnx", preset))
+    made = model_graph(spec, settings, onnx_options.grids_of(spec, settings))
+    size = sum(nbytes_of(item.dtype, item.shape) for item in made.stored if item.source)
+    bits = round(8 * size / spec.parameters, 3)
+    return TargetFacts(f"onnx:{preset}", _ONNX_PRESETS[preset], bits, size)
 
 
 def _openvino(spec: ModelSpec, preset: str) -> TargetFacts:

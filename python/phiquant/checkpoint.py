@@ -203,8 +203,11 @@ class Checkpoint(Mapping[str, Any]):
     def _tensor(self, entry: TensorEntry) -> Any:
         name = entry.name
         if entry.planes:
-            planes = self.planes_of(entry)
-            return QuantizedTensor(planes[0], entry.shape, find_codec(entry.type), planes)
+            planes, codec = self.planes_of(entry), find_codec(entry.type)
+            dtype = _DTYPES.get(entry.type.partition(",")[0])
+            if codec.transposed and dtype is not None:  # a float written by columns
+                return planes[0].view(dtype).reshape(entry.shape[::-1]).T
+            return QuantizedTensor(planes[0], entry.shape, codec, planes)
         raw = self._bytes(entry.file, entry.offset, entry.nbytes)
         if entry.type in _DTYPES:
             return np.ndarray(entry.shape, _DTYPES[entry.type], buffer=raw)
@@ -266,7 +269,7 @@ def open_checkpoint(source: str | os.PathLike[str], *, progress: bool = False) -
     phiquant.IoError
         They cannot be read or downloaded.
     """
-    from phiquant import gguf, hub, safetensors
+    from phiquant import gguf, hub, mlx_folder, onnx, onnx_folder, openvino_folder, safetensors
 
     text = os.fspath(source)
     path = Path(text)
@@ -282,8 +285,18 @@ def open_checkpoint(source: str | os.PathLike[str], *, progress: bool = False) -
             file=text,
             remedy="Give a folder, a .safetensors or .gguf file, or a hub id like owner/name.",
         )
+    if path.is_dir() and mlx_folder.is_folder(path):
+        return mlx_folder.open_folder(path)
+    if path.is_dir() and openvino_folder.is_folder(path):
+        return openvino_folder.open_folder(path)
     if path.is_dir():
-        return safetensors.open_folder(path)
+        return (
+            onnx_folder.open_folder(path)
+            if onnx_folder.is_folder(path)
+            else safetensors.open_folder(path)
+        )
+    if path.suffix.lower() == ".onnx":
+        return onnx.open_file(path)
     start = SourceFile.look_at(path).read(0, 4)
     if start == b"GGUF" or path.suffix.lower() == ".gguf":
         return gguf.open_file(path)

@@ -19,7 +19,9 @@ from phiquant.report import Report
 from phiquant.targets.gguf import Choices, plan_from_gguf, plan_from_model
 from phiquant.targets.gguf_metadata import read_source_facts, tensor_name
 from phiquant.targets.gguf_split import parse_size
+from phiquant.targets.mlx import plan_mlx
 from phiquant.targets.names import Override, Target, gguf_codec, parse_override, parse_target
+from phiquant.targets.onnx import plan_onnx
 from phiquant.targets.openvino import plan_openvino
 from phiquant.tensor import check_quality
 from phiquant.tokenizer import load as load_tokenizer
@@ -185,6 +187,30 @@ def _from_model(
     for target in targets:
         if target.format == "gguf":
             planned.append(plan_from_model(checkpoint, spec, facts, tokenizer, target, choices))
+        elif target.format == "onnx":
+            planned.append(
+                plan_onnx(
+                    checkpoint,
+                    spec,
+                    facts,
+                    target,
+                    best=choices.best,
+                    overrides=_overrides_for("onnx", overrides),
+                    importance=_by_source(spec, choices),
+                )
+            )
+        elif target.format == "mlx":
+            planned.append(
+                plan_mlx(
+                    checkpoint,
+                    spec,
+                    facts,
+                    target,
+                    best=choices.best,
+                    overrides=_overrides_for("mlx", overrides),
+                    importance=_by_source(spec, choices),
+                )
+            )
         elif target.format == "openvino":
             planned.append(
                 plan_openvino(

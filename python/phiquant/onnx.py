@@ -408,7 +408,7 @@ def read(path: str | os.PathLike[str]) -> Model:
     phiquant.IoError
         A file cannot be read.
     """
-    return _read(Path(path))[0]
+    return load(Path(path))[0]
 
 
 def open_file(path: Path) -> Checkpoint:
@@ -419,11 +419,18 @@ def open_file(path: Path) -> Checkpoint:
     phiquant.FormatError, phiquant.UnsupportedError, phiquant.IoError
         As :func:`read`.
     """
-    model, files, entries = _read(path)
+    model, files, entries = load(path)
     return Checkpoint("onnx", path, files, entries, model.metadata)
 
 
-def _read(path: Path) -> tuple[Model, tuple[SourceFile, ...], dict[str, TensorEntry]]:
+def load(path: Path) -> tuple[Model, tuple[SourceFile, ...], dict[str, TensorEntry]]:
+    """Read a model, the files that it consists of, and where its initializers stand in them.
+
+    Raises
+    ------
+    phiquant.FormatError, phiquant.UnsupportedError, phiquant.IoError
+        As :func:`read`.
+    """
     files = _Files(path)
     try:
         held = _core.parse_onnx(files.bytes_of(0))

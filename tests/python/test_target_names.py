@@ -39,7 +39,7 @@ def test_copying_is_no_target() -> None:
         parse_target("COPY")
 
 
-@pytest.mark.parametrize("text", ["onnx:int4", "openvino:nf4", "mlx:4bit", "hf:w4a16", "ONNX:int4"])
+@pytest.mark.parametrize("text", ["openvino:nf4", "mlx:4bit", "hf:w4a16", "HF:w4a16"])
 def test_formats_of_later_versions_are_not_yet_there(text: str) -> None:
     with pytest.raises(UsageError, match=r"this version does not write .* yet"):
         parse_target(text)
@@ -52,7 +52,7 @@ def test_formats_of_later_versions_are_not_yet_there(text: str) -> None:
         ("gguf:q4_k_n", r"Did you mean .*q4_k_m"),
         ("q8", "Did you mean q8_0"),
         ("ggf:q4_k_m", "Did you mean gguf:q4_k_m"),
-        ("fp16", "Did you mean openvino:fp16"),
+        ("fp16", "Did you mean onnx:fp16"),
         ("int4", "onnx:int4|openvino:int4"),
         ("gguf", "names a format without a preset"),
         ("onnx", "names a format without a preset"),
@@ -101,7 +101,7 @@ def test_overrides_are_a_glob_and_a_codec() -> None:
         ("*=", "Write GLOB=CODEC"),
         ("*=q6", "Did you mean q6_k"),
         ("*=q4_k_m", "is a mix of codecs"),
-        ("onnx:*=q8_0", "does not write onnx yet"),
+        ("hf:*=q8_0", "does not write hf yet"),
     ],
 )
 def test_overrides_that_make_no_sense_are_refused(text: str, words: str) -> None:

@@ -176,9 +176,10 @@ def _checks(
         # Windows begin with a BOS where the model has one.
         counted = np.arange(len(wanted)) % context > 0
         wrong = int((wanted != np.array(tokens[: len(wanted)]))[counted].sum())
+        most = int(runtime.odd_tokens * counted.sum())
         checks.append(
             Check(
-                *("tokens", wrong == 0, f"{wrong} of {int(counted.sum())} differ", "0"),
+                *("tokens", wrong <= most, f"{wrong} of {int(counted.sum())} differ", str(most)),
                 "tokenizer.json decides",
             )
         )

@@ -118,6 +118,9 @@ class Runtime(ABC):
         (loaded with ``exact``) and those of the same weights in float32.
     arithmetic : str
         Where that comes from, as ``verify`` says it: ``llama.cpp rounds activations``.
+    odd_tokens : float
+        Largest share of a text's tokens that this runtime is known to make otherwise than
+        ``tokenizer.json`` says.
     """
 
     name: str
@@ -127,6 +130,7 @@ class Runtime(ABC):
     extra: str
     divergence: float
     arithmetic: str
+    odd_tokens: float = 0.0
 
     @abstractmethod
     def recognizes(self, path: Path) -> bool:

@@ -12,6 +12,7 @@ from typing import Final
 from phiquant.errors import UsageError
 from phiquant.recipes.llama_quantize import BLOCK, codec_name
 from phiquant.recipes.mixes import ALIASES, CURRENT
+from phiquant.recipes.mlx import PRESETS as MLX_PRESETS
 
 #: The ftypes of llama-quantize.
 GGUF_PRESETS: Final = tuple(CURRENT)
@@ -22,16 +23,14 @@ GGUF_CODECS: Final = tuple(BLOCK)
 #: Presets of every format that is written, GGUF's by name of ftype.
 PRESETS: Final[Mapping[str, tuple[str, ...]]] = {
     "gguf": GGUF_PRESETS,
+    "onnx": ("fp32", "fp16", "int8", "int4"),
     "openvino": (*("fp16", "int8", "int8_sym", "int4", "int4_sym", "int4_asym"),),
+    "mlx": MLX_PRESETS,
 }
 
 # Presets of later versions that people will try, so that the answer is "not yet" and no guess.
 _LATER: Final[Mapping[str, tuple[str, ...]]] = {
-    "onnx": ("fp32", "fp16", "int8", "int4"),
     "openvino": ("nf4", "mxfp4"),
-    "mlx": (
-        *("bf16", "fp16", "2bit", "3bit", "4bit", "5bit", "6bit", "8bit", "mixed_3_6", "mxfp4"),
-    ),
     "hf": ("w4a16", "w8a16", "w8a8", "fp8", "nvfp4", "mxfp4", "gptq", "awq", "bf16"),
 }
 _FORMATS = tuple(dict.fromkeys((*PRESETS, *_LATER)))

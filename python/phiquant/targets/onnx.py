@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from phiquant.checkpoint import Checkpoint
 from phiquant.codecs import find_codec
 from phiquant.errors import InternalError, UnsupportedError
 from phiquant.onnx import Model, Place, Tensor, nbytes_of, next_place
+from phiquant.onnx_folder import CONFIG, SOURCE_CONFIG
 from phiquant.plan import PlannedFile, PlannedTarget, PlannedTensor
 from phiquant.strict_json import read_json
 from phiquant.targets.gguf_metadata import SourceFacts
@@ -29,7 +31,6 @@ from phiquant.tensor import check_best
 
 MODEL: Final = "model.onnx"
 DATA: Final = "model.onnx.data"
-CONFIG: Final = "genai_config.json"
 
 #: ONNX Runtime GenAI reads these two, and a template if there is one; the rest is of no use to it.
 _UNUSED: Final = ("generation_config.json", "vocab.json", "merges.txt", "tokenizer.model")
@@ -73,6 +74,7 @@ def plan_onnx(
             "phiquant.target": str(target),
             "phiquant.source": facts.name,
             "phiquant.quality": "best" if best else "reference",
+            SOURCE_CONFIG: _config_text(facts.config),
         },
     ).to_bytes()
     config = genai_config(
@@ -141,6 +143,12 @@ def _placed(
     return tensors, tuple(planned), end
 
 
+def _config_text(config: Mapping[str, object]) -> str:
+    """The source's config without private keys, one of which may hold somebody's path."""
+    told = {key: value for key, value in config.items() if not key.startswith("_")}
+    return json.dumps(told, sort_keys=True)
+
+
 def _count(item: Stored) -> int:
     """How many of the model's weights a constant holds."""
     return item.weights if item.source is not None and item.plane == 0 else 0
@@ -158,8 +166,7 @@ def _tokenizer(checkpoint: Checkpoint) -> dict[str, bytes]:
 
 
 def _hint(path: Path) -> str:
-    # The examples of onnxruntime-genai have this script; its package has no command of its own.
-    return f"python model-chat.py -m {shlex.quote(str(path))}"
+    return f"phiquant bench {shlex.quote(str(path))}"
 
 
 def _check(path: Path, file: PlannedFile) -> None:

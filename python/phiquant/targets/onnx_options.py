@@ -11,7 +11,6 @@ from phiquant.architectures import ModelSpec, TensorRole
 from phiquant.errors import UnsupportedError, UsageError
 from phiquant.targets.names import Target
 
-PRESETS: Final = ("fp32", "fp16", "int8", "int4")
 PROVIDERS: Final = ("cpu", "cuda", "dml", "webgpu")
 #: Groups that ONNX Runtime's quantizer and kernels take.
 BLOCKS: Final = (16, 32, 64, 128, 256)
