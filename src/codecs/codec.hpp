@@ -38,12 +38,22 @@ enum class Layout : std::uint8_t {
     transposed  ///< every plane by columns: ONNX DequantizeLinear and MatMul
 };
 
+/// What codes stand for, before they are scaled.
+enum class Levels : std::uint8_t {
+    integers,
+    e2m1,  ///< 4-bit floats
+    e4m3   ///< 8-bit floats
+};
+
 /// An affine codec's grid.
 struct Affine {
     unsigned bits;
     std::uint32_t group;  ///< values that share a scale along a row; 0: the whole row
     bool symmetric;
+    /// Of small floats, whose scales are bytes (E8M0, or E4M3 for groups of 16): the weights' type,
+    /// which mlx computes in.
     kernels::AffineScale scale;
+    Levels levels = Levels::integers;
 
     /// The group's length in rows of `columns` values.
     [[nodiscard]] constexpr std::uint64_t group_of(std::uint64_t columns) const noexcept {
@@ -82,8 +92,8 @@ std::span<const Codec> all() noexcept;
 /// A codec by name (lower case), or null. Affine codecs and transposed floats are made when they
 /// are first asked for, and live as long as the process:
 /// `int{2,3,4,5,6,8}_{sym,asym}_{g16,g32,g64,g128,g256,channel}[,rule=R][,scales=S][,layout=L]`,
-/// `{f32,f16,bf16},layout=transposed`. Options that are the default are left out of the codec's own
-/// name.
+/// `{f32,f16,bf16},layout=transposed`, `{mxfp4,mxfp8,nvfp4},layout=mlx[,scales=S]`. Options that
+/// are the default are left out of the codec's own name.
 const Codec* find(std::string_view name);
 
 /// A codec by ggml type id, or null.

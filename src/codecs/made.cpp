@@ -94,6 +94,47 @@ std::optional<Parsed> parse_float(std::string_view base, std::string_view option
     return std::nullopt;
 }
 
+// mlx's small floats. ggml has types of the same names, in blocks.
+std::optional<Parsed> parse_mlx_float(std::string_view base, std::string_view options) {
+    struct Mode {
+        std::string_view name;
+        unsigned bits;
+        std::uint32_t group;
+        Levels levels;
+    };
+    constexpr std::array modes{Mode{"mxfp4", 4, 32, Levels::e2m1},
+                               Mode{"mxfp8", 8, 32, Levels::e4m3},
+                               Mode{"nvfp4", 4, 16, Levels::e2m1}};
+    if (take_until(options, ',') != "layout=mlx") return std::nullopt;
+    AffineScale scale = AffineScale::bf16;
+    if (!options.empty()) {
+        if (take_until(options, '=') != "scales") return std::nullopt;
+        const auto found = value_of(k_scales, options);
+        if (!found) return std::nullopt;
+        scale = *found;
+    }
+    for (const Mode& mode : modes) {
+        if (mode.name != base) continue;
+        std::string name = std::string(base) + ",layout=mlx";
+        if (scale != AffineScale::bf16) name += ",scales=" + std::string(text_of(k_scales, scale));
+        // Beyond it, mlx's comparisons of bfloat16 no longer tell the largest codes apart.
+        return Parsed{std::move(name),
+                      Codec{{},
+                            Grid::affine,
+                            Rule::mlx,
+                            1,
+                            mode.group,
+                            0,
+                            k_no_ggml_type,
+                            65504.0f,
+                            nullptr,
+                            false,
+                            Layout::mlx,
+                            Affine{mode.bits, mode.group, true, scale, mode.levels}}};
+    }
+    return std::nullopt;
+}
+
 std::optional<Parsed> parse_affine(std::string_view base, std::string_view options) {
     std::string_view rest = base.substr(3);
     const std::string_view bits_text = take_until(rest, '_'), kind = take_until(rest, '_');
@@ -126,6 +167,8 @@ std::optional<Parsed> parse_affine(std::string_view base, std::string_view optio
     const Layout laid = layout.value_or(default_layout(by));
     // Biases are values, zero points codes: neither layout can hold what the other rule makes.
     if ((by == Rule::mlx) != (laid == Layout::mlx)) return std::nullopt;
+    const bool group_of_mlx = affine.group == 32 || affine.group == 64 || affine.group == 128;
+    if (by == Rule::mlx && (affine.symmetric || !group_of_mlx)) return std::nullopt;
 
     std::string name(base);
     if (by != Rule::ort) name += ",rule=" + std::string(text_of(k_rules, by));
@@ -135,7 +178,9 @@ std::optional<Parsed> parse_affine(std::string_view base, std::string_view optio
     if (laid != default_layout(by)) name += ",layout=" + std::string(text_of(k_layouts, laid));
     // The largest scale is at most the range over the codes; a range of float32's largest
     // overflows.
-    const float largest = affine.scale == AffineScale::f16 ? 65504.0f : 0x1p126f;
+    float largest = affine.scale == AffineScale::f16 ? 65504.0f : 0x1p126f;
+    // torch computes the range in the scales' type.
+    if (by == Rule::ct && affine.scale == AffineScale::f16) largest /= 2;
     return Parsed{std::move(name), Codec{{},
                                          Grid::affine,
                                          by,
@@ -159,6 +204,7 @@ const Codec* find_made(std::string_view name) {
     const std::string_view base = take_until(rest, ',');
     std::optional<Parsed> parsed =
         base.starts_with("int") ? parse_affine(base, rest) : parse_float(base, rest);
+    if (!parsed) parsed = parse_mlx_float(base, rest);
     if (!parsed) return nullptr;
     const std::lock_guard lock(mutex);
     for (const Parsed& known : made) {
@@ -178,7 +224,15 @@ const kernels::AffineKernel& affine_kernel(const kernels::Table& table,
         case Rule::nncf:
             return table.affine->nncf;
         case Rule::mlx:
-            return table.affine->mlx;
+            switch (codec.affine.levels) {
+                case Levels::integers:
+                    return table.affine->mlx;
+                case Levels::e4m3:
+                    return table.affine->mxfp8;
+                case Levels::e2m1:
+                    return codec.affine.group == 16 ? table.affine->nvfp4 : table.affine->mxfp4;
+            }
+            break;
         case Rule::ct:
             return table.affine->ct;
         case Rule::ggml:

@@ -13,7 +13,64 @@ namespace {
 
 using kernels::AffineScale;
 
-unsigned scale_bits(AffineScale scale) noexcept { return scale == AffineScale::f32 ? 32 : 16; }
+/// How a scale or bias is stored.
+enum class Stored : std::uint8_t { f32, f16, bf16, e8m0, e4m3 };
+
+Stored stored(const Affine& affine) noexcept {
+    if (affine.levels != Levels::integers) return affine.group == 16 ? Stored::e4m3 : Stored::e8m0;
+    switch (affine.scale) {
+        case AffineScale::f16:
+            return Stored::f16;
+        case AffineScale::bf16:
+            return Stored::bf16;
+        case AffineScale::f32:
+            break;
+    }
+    return Stored::f32;
+}
+
+unsigned scale_bits(const Affine& affine) noexcept {
+    switch (stored(affine)) {
+        case Stored::f32:
+            return 32;
+        case Stored::f16:
+        case Stored::bf16:
+            return 16;
+        default:
+            return 8;
+    }
+}
+
+// E8M0: 2^(code - 127), of which 2^-127 is no normal number.
+float number_of_e8m0(std::uint8_t code) noexcept {
+    return __builtin_bit_cast(float,
+                              code == 0 ? 0x00400000u : static_cast<std::uint32_t>(code) << 23);
+}
+
+std::uint8_t e8m0_of(float power) noexcept {
+    return static_cast<std::uint8_t>(__builtin_bit_cast(std::uint32_t, power) >> 23);
+}
+
+// E4M3 with sign; its one NaN is left a number, as mlx has it.
+float number_of_e4m3(std::uint8_t code) noexcept {
+    const std::uint32_t exponent = code >> 3 & 15u, mantissa = code & 7u;
+    const float magnitude =
+        exponent == 0 ? static_cast<float>(mantissa) * 0x1p-9f
+                      : __builtin_bit_cast(float, (exponent + 120) << 23 | mantissa << 20);
+    return (code & 0x80u) != 0 ? -magnitude : magnitude;
+}
+
+// Of a number that E4M3 has, and that is not negative.
+std::uint8_t e4m3_of(float number) noexcept {
+    if (number < 0x1p-6f) return static_cast<std::uint8_t>(number * 0x1p9f);
+    return static_cast<std::uint8_t>((__builtin_bit_cast(std::uint32_t, number) >> 20) -
+                                     (120 << 3));
+}
+
+float number_of_e2m1(std::uint8_t code) noexcept {
+    constexpr float levels[8] = {0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f};
+    return (code & 8u) != 0 ? -levels[code & 7u] : levels[code & 7u];
+}
 
 // Little-endian bit stream, low bits first: eight codes fill as many bytes as they have bits.
 void pack_bits(const std::uint8_t* codes, std::uint64_t count, unsigned bits, std::uint8_t flip,
@@ -73,27 +130,40 @@ void unpack_bits(const std::uint8_t* bytes, std::uint64_t count, unsigned bits, 
     }
 }
 
-void narrow(const float* values, std::uint64_t count, AffineScale type, std::byte* out) noexcept {
-    if (type == AffineScale::f32) {
+void narrow(const float* values, std::uint64_t count, Stored type, std::byte* out) noexcept {
+    if (type == Stored::f32) {
         std::memcpy(out, values, 4 * count);
+        return;
+    }
+    if (type == Stored::e8m0 || type == Stored::e4m3) {
+        for (std::uint64_t i = 0; i < count; ++i) {
+            out[i] = std::byte{type == Stored::e8m0 ? e8m0_of(values[i]) : e4m3_of(values[i])};
+        }
         return;
     }
     for (std::uint64_t i = 0; i < count; ++i) {
         const std::uint16_t bits =
-            type == AffineScale::f16 ? float_to_half(values[i]) : float_to_bfloat(values[i]);
+            type == Stored::f16 ? float_to_half(values[i]) : float_to_bfloat(values[i]);
         std::memcpy(out + 2 * i, &bits, 2);
     }
 }
 
-void widen(const std::byte* from, std::uint64_t count, AffineScale type, float* out) noexcept {
-    if (type == AffineScale::f32) {
+void widen(const std::byte* from, std::uint64_t count, Stored type, float* out) noexcept {
+    if (type == Stored::f32) {
         std::memcpy(out, from, 4 * count);
+        return;
+    }
+    if (type == Stored::e8m0 || type == Stored::e4m3) {
+        for (std::uint64_t i = 0; i < count; ++i) {
+            const auto code = static_cast<std::uint8_t>(from[i]);
+            out[i] = type == Stored::e8m0 ? number_of_e8m0(code) : number_of_e4m3(code);
+        }
         return;
     }
     for (std::uint64_t i = 0; i < count; ++i) {
         std::uint16_t bits;
         std::memcpy(&bits, from + 2 * i, 2);
-        out[i] = type == AffineScale::f16 ? half_to_float(bits) : bfloat_to_float(bits);
+        out[i] = type == Stored::f16 ? half_to_float(bits) : bfloat_to_float(bits);
     }
 }
 
@@ -272,9 +342,10 @@ Planes planes_of(const Codec& codec, std::uint64_t rows, std::uint64_t columns) 
         if (codec.layout == Layout::rows) codes.line_bits = (codes.line_bits + 7) / 8 * 8;
         planes.add(codes);
     }
-    add(Content::scales, scale_bits(affine.scale), groups);
+    add(Content::scales, scale_bits(affine), groups);
+    if (affine.levels != Levels::integers) return planes;
     if (codec.layout == Layout::mlx) {
-        add(Content::biases, scale_bits(affine.scale), groups);
+        add(Content::biases, scale_bits(affine), groups);
     } else if (!affine.symmetric) {
         if (codec.layout == Layout::packed) {
             const std::uint64_t together = 32 / affine.bits;
@@ -299,7 +370,7 @@ std::uint64_t piece_bytes(const Plane& plane, std::uint64_t rows) noexcept {
 
 void pack(const Codec& codec, const Plane& plane, const Elements& from, std::uint64_t rows,
           std::byte* out) noexcept {
-    const AffineScale type = codec.affine.scale;
+    const Stored type = stored(codec.affine);
     const std::uint64_t groups = plane.row_elements;
     switch (plane.content) {
         case Content::blocks:
@@ -337,7 +408,7 @@ void pack(const Codec& codec, const Plane& plane, const Elements& from, std::uin
 
 void unpack(const Codec& codec, const Plane& plane, const std::byte* piece, std::uint64_t rows,
             const Elements& out) noexcept {
-    const AffineScale type = codec.affine.scale;
+    const Stored type = stored(codec.affine);
     const std::uint64_t elements = plane.row_elements;
     switch (plane.content) {
         case Content::blocks:
@@ -380,7 +451,15 @@ void dequantize(const Codec& codec, const Elements& from, std::uint64_t rows, st
                 float* values) noexcept {
     const std::uint64_t group = codec.affine.group_of(columns);
     const std::uint64_t groups = codec.affine.groups_of(columns);
+    const Levels levels = codec.affine.levels;
     const bool biased = codec.layout == Layout::mlx;
+    float table[256];
+    if (levels != Levels::integers) {
+        for (unsigned code = 0; code < 256; ++code) {
+            const auto byte = static_cast<std::uint8_t>(code);
+            table[code] = levels == Levels::e2m1 ? number_of_e2m1(byte) : number_of_e4m3(byte);
+        }
+    }
     for (std::uint64_t row = 0; row < rows; ++row) {
         for (std::uint64_t g = 0; g < groups; ++g) {
             const std::uint64_t at = row * groups + g;
@@ -388,7 +467,9 @@ void dequantize(const Codec& codec, const Elements& from, std::uint64_t rows, st
             const std::uint8_t* codes = from.codes + at * group;
             float* out = values + row * columns + g * group;
             const float scale = from.scales[at], zero = from.zeros[at];
-            if (biased) {
+            if (levels != Levels::integers) {
+                for (std::uint64_t i = 0; i < count; ++i) out[i] = table[codes[i]] * scale;
+            } else if (biased) {
                 for (std::uint64_t i = 0; i < count; ++i) {
                     out[i] = static_cast<float>(codes[i]) * scale + zero;
                 }

@@ -44,6 +44,7 @@ struct AffineKernel {
 /// All rules' kernels for one instruction set; null where a rule is not built.
 struct AffineTable {
     AffineKernel ort, nncf, mlx, ct;
+    AffineKernel mxfp4, mxfp8, nvfp4;  ///< mlx's small floats, of the grid's scale type
 };
 
 /// Defined by instantiate_affine.cpp, a translation unit of its own to keep compile times apart.

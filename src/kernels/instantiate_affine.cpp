@@ -2,10 +2,13 @@
 #define XSIMD_DEFAULT_ARCH xsimd::unavailable
 
 #include "kernels/affine.hpp"
+#include "kernels/affine_ct.hpp"
 #include "kernels/affine_mlx.hpp"
 #include "kernels/affine_nncf.hpp"
 #include "kernels/affine_ort.hpp"
+#include "kernels/best_affine_mlx.hpp"
 #include "kernels/best_affine_ort.hpp"
+#include "kernels/mlx_floats.hpp"
 
 namespace phiquant::kernels {
 
@@ -16,8 +19,11 @@ const AffineTable& affine_table<Arch>() noexcept {
     static constexpr AffineTable kernels{
         .ort = {&encode_ort<Arch>, &best_ort<Arch>},
         .nncf = {&encode_nncf<Arch>},
-        .mlx = {&encode_mlx<Arch>},
-        .ct = {},
+        .mlx = {&encode_mlx<Arch>, &best_mlx<Arch>},
+        .ct = {&encode_ct<Arch>},
+        .mxfp4 = {&encode_mlx_float<Arch, Mxfp4>},
+        .mxfp8 = {&encode_mlx_float<Arch, Mxfp8>},
+        .nvfp4 = {&encode_mlx_float<Arch, Nvfp4>},
     };
     return kernels;
 }

@@ -6,7 +6,6 @@
 #pragma once
 
 #include "kernels/affine_mlx.hpp"
-#include "kernels/fp4.hpp"
 
 namespace phiquant::kernels {
 
@@ -48,6 +47,25 @@ XSIMD_INLINE std::uint32_t e4m3_of_one(float value) noexcept {
     return static_cast<std::uint32_t>(e4m3_of<Arch>(F32<Arch>(value)).get(0));
 }
 
+/// E2M1 codes of ratios: the nearest of 0, 0.5, 1, 1.5, 2, 3, 4 and 6, the smaller one of two as
+/// near, and the sign, which zero has not.
+template <class Arch>
+XSIMD_INLINE I32<Arch> e2m1_of(F32<Arch> ratio) noexcept {
+    using Integers = I32<Arch>;
+    // From 1 on levels have one bit of mantissa; adding just less than half of the rest rounds
+    // halves down. Below 1 they are halves, and the first formula is never above the second.
+    const Integers one(1), zero(0);
+    const F32<Arch> magnitude = xsimd::abs(ratio);
+    const Integers large = ((bits_of<Arch>(magnitude) + Integers(0x1fffff)) >> 22) - Integers(252);
+    const auto above_half = xsimd::batch_bool_cast<std::int32_t>(magnitude > F32<Arch>(0.25f));
+    const auto above_middle = xsimd::batch_bool_cast<std::int32_t>(magnitude > F32<Arch>(0.75f));
+    const Integers small =
+        xsimd::select(above_half, one, zero) + xsimd::select(above_middle, one, zero);
+    const Integers code = xsimd::min(xsimd::max(large, small), Integers(7));
+    const Integers sign = (bits_of<Arch>(ratio) >> 28) & Integers(8);
+    return code | xsimd::select(code > zero, sign, zero);
+}
+
 template <class Arch, AffineScale type>
 struct Mxfp4 {
     static constexpr std::uint64_t group = 32;
@@ -57,7 +75,7 @@ struct Mxfp4 {
     }
     /// Codes of `value` over the scale, whose inverse is exact.
     static XSIMD_INLINE I32<Arch> codes(F32<Arch> value, F32<Arch>, F32<Arch> inverse) noexcept {
-        return nearest_e2m1<Arch>(value, xsimd::abs(value) * inverse * F32<Arch>(2.0f));
+        return e2m1_of<Arch>(value * inverse);
     }
 };
 
@@ -83,7 +101,7 @@ struct Nvfp4 {
         const auto is_zero = scale == F32<Arch>(0.0f);
         const F32<Arch> divisor = xsimd::select(is_zero, F32<Arch>(1.0f), scale);
         const F32<Arch> ratio = of_type<Arch, type>(quotient<Arch>(value, divisor));
-        const I32<Arch> code = nearest_e2m1<Arch>(value, xsimd::abs(ratio) * F32<Arch>(2.0f));
+        const I32<Arch> code = e2m1_of<Arch>(ratio);
         return xsimd::select(xsimd::batch_bool_cast<std::int32_t>(is_zero), I32<Arch>(0), code);
     }
 };
