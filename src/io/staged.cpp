@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "base/error.hpp"
+#include "io/staged_folder.hpp"
 #include "io/system_error.hpp"
 
 namespace phiquant::io {
@@ -64,20 +65,24 @@ Error exists_error(const std::string& target) {
 
 }  // namespace
 
-StagedFile::StagedFile(std::string target, std::uint64_t size, bool overwrite, Naming naming)
-    : target_(std::move(target)), size_(size), overwrite_(overwrite), naming_(naming) {
+StagedFile::StagedFile(const StagedFolder& folder, const std::string& name, std::uint64_t size)
+    : target_(folder.target() + "/" + name),
+      path_(folder.path() + "/" + name),
+      size_(size),
+      overwrite_(false),
+      in_folder_(true) {
+    descriptor_ = retried([&] {
+        return ::open(path_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
+    });
+    if (descriptor_ < 0) throw system_error(errno, target_, "cannot be created");
+    reserve();
+}
+
+StagedFile::StagedFile(std::string target, std::uint64_t size, bool overwrite)
+    : target_(std::move(target)), size_(size), overwrite_(overwrite) {
     const auto slash = target_.rfind('/');
     folder_ = slash == std::string::npos ? "." : slash == 0 ? "/" : target_.substr(0, slash);
     name_ = slash == std::string::npos ? target_ : target_.substr(slash + 1);
-    if (naming_ == Naming::at_once) {
-        path_ = target_;
-        descriptor_ = retried([&] {
-            return ::open(path_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
-        });
-        if (descriptor_ < 0) throw system_error(errno, target_, "cannot be created");
-        reserve();
-        return;
-    }
     struct stat facts{};
     if (::lstat(target_.c_str(), &facts) == 0) {
         if (S_ISDIR(facts.st_mode)) {
@@ -94,7 +99,7 @@ StagedFile::StagedFile(std::string target, std::uint64_t size, bool overwrite, N
 StagedFile::~StagedFile() {
     if (state_ == State::published) take_back();
     // A folder removes its own files; by now its staged name may be that of what it replaces.
-    if (state_ == State::staged && naming_ == Naming::on_publish) {
+    if (state_ == State::staged && !in_folder_) {
         if (!path_.empty()) ::unlink(path_.c_str());
         if (!previous_.empty()) ::unlink(previous_.c_str());
     }
@@ -236,7 +241,7 @@ void StagedFile::sync(const std::atomic<bool>& stop) {
 }
 
 void StagedFile::publish() {
-    if (naming_ == Naming::at_once) return;
+    if (in_folder_) return;
     if (overwrite_) {
         set_previous_aside();
         if (::rename(path_.c_str(), target_.c_str()) != 0) {
@@ -304,7 +309,7 @@ void StagedFile::take_back() noexcept {
 
 void StagedFile::keep() noexcept {
     state_ = State::kept;
-    if (naming_ == Naming::at_once) return;
+    if (in_folder_) return;
     if (!previous_.empty()) ::unlink(previous_.c_str());
 }
 

@@ -11,11 +11,7 @@
 
 namespace phiquant::io {
 
-/// When a file gets its name.
-enum class Naming : std::uint8_t {
-    on_publish,  ///< staged beside its target until then
-    at_once      ///< in a StagedFolder, which is renamed as a whole
-};
+class StagedFolder;
 
 /// Positioned, thread-safe writes into a staged file `.NAME.phiquant-XXXXXXXX` in the target's
 /// folder. Until publish() the target is as it was, and until keep() it can be made so again: the
@@ -26,8 +22,10 @@ class StagedFile {
 public:
     /// Reserves `size` bytes on the disk. Throws Error(io): no space, no permission, a name that is
     /// too long; Error(usage) when the target exists and `overwrite` is false.
-    StagedFile(std::string target, std::uint64_t size, bool overwrite,
-               Naming naming = Naming::on_publish);
+    StagedFile(std::string target, std::uint64_t size, bool overwrite);
+    /// A new file in a staged folder, which is published as a whole: publish() and keep() do
+    /// nothing.
+    StagedFile(const StagedFolder& folder, const std::string& name, std::uint64_t size);
     ~StagedFile();
     StagedFile(const StagedFile&) = delete;
     StagedFile& operator=(const StagedFile&) = delete;
@@ -66,7 +64,7 @@ private:
     bool replaced_for_good_ = false;  ///< the file system cannot give files a second name
     std::uint64_t size_;
     bool overwrite_;
-    Naming naming_;
+    bool in_folder_ = false;
     State state_ = State::staged;
     int descriptor_ = -1;
     int previous_descriptor_ = -1;

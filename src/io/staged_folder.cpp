@@ -7,10 +7,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#if defined(__linux__)
-#include <sys/syscall.h>
-#endif
-
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
@@ -28,13 +24,12 @@ constexpr std::string_view k_mark = ".phiquant-";
 constexpr std::size_t k_name_bytes = 200;
 constexpr int k_attempts = 16;
 
-// linux/fs.h; glibc declares the call from 2.28 on only.
+// linux/fs.h; glibc has the call from 2.28 on.
 constexpr unsigned k_no_replace = 1, k_exchange = 2;
 
 int rename_with(const std::string& from, const std::string& to, unsigned flags) {
-#if defined(__linux__) && defined(SYS_renameat2)
-    return static_cast<int>(
-        ::syscall(SYS_renameat2, AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), flags));
+#if defined(__linux__) && defined(RENAME_EXCHANGE)
+    return ::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), flags);
 #else
     static_cast<void>(from), static_cast<void>(to), static_cast<void>(flags);
     errno = ENOSYS;
@@ -42,7 +37,9 @@ int rename_with(const std::string& from, const std::string& to, unsigned flags) 
 #endif
 }
 
-bool lacks_flags(int error) { return error == ENOSYS || error == EINVAL; }
+bool lacks_flags(int error) {
+    return error == ENOSYS || error == EINVAL || error == EOPNOTSUPP;
+}
 
 std::vector<std::string> entries_of(const std::string& folder) {
     std::vector<std::string> names;
@@ -62,17 +59,26 @@ void remove_folder(const std::string& folder) noexcept {
     ::rmdir(folder.c_str());
 }
 
-int open_folder(const std::string& path) {
-    return ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+template <class Call>
+int retried(const Call& call) {
+    int result = call();
+    while (result < 0 && errno == EINTR) result = call();
+    return result;
 }
 
-void sync_folder(const std::string& path) {
-    const int descriptor = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+int open_folder(const std::string& path) {
+    return retried(
+        [&] { return ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW); });
+}
+
+void sync_folder(const std::string& path, const std::string& target) {
+    const int descriptor = open_folder(path);
     if (descriptor < 0) return;
-    const bool failed = ::fsync(descriptor) != 0 && errno != EINVAL && errno != EROFS;
+    const bool failed =
+        retried([&] { return ::fsync(descriptor); }) != 0 && errno != EINVAL && errno != EROFS;
     const int error = errno;
     ::close(descriptor);
-    if (failed) throw system_error(error, path, "its new names cannot be synced to the disk");
+    if (failed) throw system_error(error, target, "its new names cannot be synced to the disk");
 }
 
 }  // namespace
@@ -176,13 +182,16 @@ void StagedFolder::create() {
 }
 
 void StagedFolder::publish() {
-    sync_folder(path_);
+    sync_folder(path_, target_);
     if (rename_with(path_, target_, k_no_replace) == 0) {
         state_ = State::published;
-        sync_folder(parent_);
+        sync_folder(parent_, target_);
         return;
     }
     const int error = errno;
+    if (error != EEXIST && !lacks_flags(error)) {
+        throw system_error(error, target_, "cannot be given its name");
+    }
     struct stat facts{};
     const bool exists = ::lstat(target_.c_str(), &facts) == 0;
     if (!exists) {
@@ -190,7 +199,7 @@ void StagedFolder::publish() {
             throw system_error(errno, target_, "cannot be given its name");
         }
         state_ = State::published;
-        sync_folder(parent_);
+        sync_folder(parent_, target_);
         return;
     }
     check_target();  // again: it may have appeared, or been filled, meanwhile
@@ -216,7 +225,7 @@ void StagedFolder::publish() {
         throw system_error(errno, target_, "cannot be replaced");
     }
     state_ = State::published;
-    sync_folder(parent_);
+    sync_folder(parent_, target_);
 }
 
 void StagedFolder::keep() noexcept {

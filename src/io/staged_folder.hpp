@@ -8,7 +8,7 @@ namespace phiquant::io {
 
 /// A folder `.NAME.phiquant-XXXXXXXX` beside the target, as StagedFile is for files: until
 /// publish() the target is as it was, until keep() it can be made so again, and what a killed run
-/// left behind is removed by a later one. Its files are written with StagedFile's Naming::at_once.
+/// left behind is removed by a later one. StagedFile writes its files.
 class StagedFolder {
 public:
     /// `names` are those of the files that will stand in it. An existing folder is only replaced

@@ -90,13 +90,13 @@ public:
                 std::make_unique<io::StagedFolder>(folder.path, folder.names, options.overwrite));
         }
         for (const PlannedFile& file : plan.files) {
-            const bool inside = file.folder >= 0;
-            const std::string path =
-                inside ? folders_[static_cast<std::size_t>(file.folder)]->path() + "/" + file.path
-                       : file.path;
-            files_.push_back(std::make_unique<io::StagedFile>(
-                path, file.size, options.overwrite,
-                inside ? io::Naming::at_once : io::Naming::on_publish));
+            if (file.folder >= 0) {
+                const io::StagedFolder& folder = *folders_[static_cast<std::size_t>(file.folder)];
+                files_.push_back(std::make_unique<io::StagedFile>(folder, file.path, file.size));
+            } else {
+                files_.push_back(
+                    std::make_unique<io::StagedFile>(file.path, file.size, options.overwrite));
+            }
         }
     }
 

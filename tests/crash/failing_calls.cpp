@@ -239,4 +239,17 @@ int rename(const char* from, const char* to) noexcept {
     return whole("rename", [&] { return real(from, to); });
 }
 
+int renameat2(int from_folder, const char* from, int to_folder, const char* to,
+              unsigned flags) noexcept {
+    static auto* const real = next<int(int, const char*, int, const char*, unsigned)>("renameat2");
+    if (!is_staged(from)) return real(from_folder, from, to_folder, to, flags);
+    return whole("renameat2", [&] { return real(from_folder, from, to_folder, to, flags); });
+}
+
+int mkdir(const char* path, mode_t permissions) noexcept {
+    static auto* const real = next<int(const char*, mode_t)>("mkdir");
+    if (!is_staged(path)) return real(path, permissions);
+    return whole("mkdir", [&] { return real(path, permissions); });
+}
+
 }  // extern "C"

@@ -63,10 +63,11 @@ class Shim:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Digest of every file by name."""
+    """Digest of every file by its path in the folder."""
     return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.iterdir())
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if not path.is_dir()
     }
 
 
@@ -80,7 +81,11 @@ class Job:
         self.companions: bool = task.get("companions", False)
         self.threads: int = task.get("threads", 1)
         self.plan = pq.plan(self.source, task["to"])
-        self.names = [target.name for target in self.plan.targets]
+        self.names = [
+            place.as_posix()
+            for target in self.plan.targets
+            for place in target.places(Path(target.name))
+        ]
         if self.companions:
             self.names.append("Modelfile")
 
@@ -90,13 +95,14 @@ class Job:
         self.folder.mkdir()
         if self.overwrite:
             for name in self.names:
+                (self.folder / name).parent.mkdir(exist_ok=True)
                 (self.folder / name).write_bytes(OLD)
 
     def run(self) -> dict[str, Any]:
         """Convert, and tell how it ended."""
         try:
             self.plan.run(
-                self.folder,
+                f"{self.folder}/",
                 overwrite=self.overwrite,
                 companions=self.companions,
                 threads=self.threads,
