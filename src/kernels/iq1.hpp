@@ -4,6 +4,7 @@
 #include "base/half.hpp"
 #include "kernels/lattice_tile.hpp"
 #include "kernels/nearest_point.hpp"
+#include "kernels/point_decode.hpp"
 #include "kernels/small_blocks.hpp"
 #include "kernels/split_search.hpp"
 #include "kernels/transposition.hpp"
@@ -250,24 +251,29 @@ void encode_rows(const Rows& rows, BlockIQ1M* block) noexcept {
     encode_one_bit<Arch, 16, PlainWeight::square>(rows, block);
 }
 
-/// A point's eight values.
-template <class Arch>
-XSIMD_INLINE void decode_iq1_point(unsigned point, float scale, bool down, float* out) noexcept {
-    const float* levels = down ? k_iq1_down : k_iq1_up;
-    for (unsigned i = 0; i < 8; ++i) out[i] = scale * levels[point >> (2 * i) & 3];
-}
+static constexpr float k_iq1_ups[8] = {-0.875f, 0.125f, 1.125f, 0, -0.875f, 0.125f, 1.125f, 0};
+static constexpr float k_iq1_downs[8] = {-1.125f, -0.125f, 0.875f, 0, -1.125f, -0.125f, 0.875f, 0};
+
+/// The levels of two points, by whether the first's (1) and the second's (2) are shifted down.
+static constexpr PointTable k_iq1_tables[4] = {
+    {k_iq1_ups, k_iq1_ups},
+    {k_iq1_downs, k_iq1_ups},
+    {k_iq1_ups, k_iq1_downs},
+    {k_iq1_downs, k_iq1_downs},
+};
 
 template <class Arch>
 void decode_values(const BlockIQ1S* block, std::uint64_t values, float* out) noexcept {
     const std::uint16_t* points = grid_points(GridName::iq1);
     for (std::uint64_t left = values / k_super_block; left > 0; --left, ++block) {
         const float unit = half_to_float(block->scale);
-        for (std::size_t p = 0; p < 32; ++p, out += 8) {
+        for (std::size_t p = 0; p < 32; p += 2, out += 16) {
             const unsigned bits = block->parameters[p / 4];
-            const unsigned index = block->indices[p] | (bits >> (p % 4 * 3) & 7) << 8;
-            decode_iq1_point<Arch>(points[index],
-                                   unit * static_cast<float>(2 * (bits >> 12 & 7) + 1),
-                                   (bits & 0x8000) != 0, out);
+            const unsigned first = block->indices[p] | (bits >> (p % 4 * 3) & 7) << 8;
+            const unsigned second = block->indices[p + 1] | (bits >> (p % 4 * 3 + 3) & 7) << 8;
+            decode_points<Arch, 2>(points[first], points[second],
+                                   k_iq1_tables[(bits & 0x8000) != 0 ? 3 : 0],
+                                   unit * static_cast<float>(2 * (bits >> 12 & 7) + 1), 0, out);
         }
     }
 }
@@ -279,11 +285,14 @@ void decode_values(const BlockIQ1M* block, std::uint64_t values, float* out) noe
         unsigned stored = 0;
         for (unsigned i = 0; i < 4; ++i) stored |= (block->scales[i] >> 12 & 15u) << (4 * i);
         const float unit = half_to_float(static_cast<std::uint16_t>(stored));
-        for (std::size_t p = 0; p < 32; ++p, out += 8) {
-            const unsigned high = block->indices_high[p / 2] >> (p % 2 * 4) & 15u;
+        for (std::size_t p = 0; p < 32; p += 2, out += 16) {
+            const unsigned high = block->indices_high[p / 2];
             const unsigned code = block->scales[p / 8] >> (p % 8 / 2 * 3) & 7u;
-            decode_iq1_point<Arch>(points[block->indices[p] | (high & 7) << 8],
-                                   unit * static_cast<float>(2 * code + 1), (high & 8) != 0, out);
+            const unsigned first = block->indices[p] | (high & 7) << 8;
+            const unsigned second = block->indices[p + 1] | (high & 0x70) << 4;
+            decode_points<Arch, 2>(points[first], points[second],
+                                   k_iq1_tables[(high >> 3 & 1) | (high >> 6 & 2)],
+                                   unit * static_cast<float>(2 * code + 1), 0, out);
         }
     }
 }

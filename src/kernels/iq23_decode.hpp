@@ -4,31 +4,28 @@
 #include "base/half.hpp"
 #include "kernels/blocks.hpp"
 #include "kernels/iq_grids.hpp"
+#include "kernels/point_decode.hpp"
 #include "kernels/simd.hpp"
 #include "kernels/small_blocks.hpp"
 
 namespace phiquant::kernels {
 
-// What ggml multiplies the scales of each format's levels with; the last two in eights.
-static constexpr float k_iq2_levels[4] = {8, 25, 43, 0};
-static constexpr float k_iq3_xxs_levels[8] = {4, 12, 20, 28, 36, 44, 52, 62};
-static constexpr float k_iq3_s_levels[8] = {1, 3, 5, 7, 9, 11, 13, 15};
+// What ggml multiplies the scales of each format's levels with; the last two in eights. Points of
+// 8 values have two bits for each, whatever the third bit is.
+static constexpr PointTable k_iq2_levels({8, 25, 43, 0, 8, 25, 43, 0});
+static constexpr PointTable k_iq3_xxs_levels({4, 12, 20, 28, 36, 44, 52, 62});
+static constexpr PointTable k_iq3_s_levels({1, 3, 5, 7, 9, 11, 13, 15});
 
-/// One point: (scale · level), with the sign bits from `signs` on.
-template <class Arch, unsigned values>
-XSIMD_INLINE void decode_point(unsigned point, const float* levels, float scale, unsigned signs,
-                               float* out) noexcept {
-    constexpr unsigned bits = values == 8 ? 2 : 3;
-    for (unsigned i = 0; i < values; ++i) {
-        const float value = scale * levels[point >> (bits * i) & ((1u << bits) - 1)];
-        const std::uint32_t sign = signs >> i << 31;
-        out[i] = __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, value) ^ sign);
-    }
+/// Twice seven signs, each with the eighth that makes minuses even in number.
+static inline unsigned even_signs(unsigned first, unsigned second) noexcept {
+    return first | static_cast<unsigned>(__builtin_parity(first)) << 7 | second << 8 |
+           static_cast<unsigned>(__builtin_parity(second)) << 15;
 }
 
-/// Seven signs, and the eighth that makes minuses even in number.
-static inline unsigned even_signs(unsigned seven) noexcept {
-    return seven | static_cast<unsigned>(__builtin_parity(seven)) << 7;
+/// Two points of four values as one of eight.
+static inline std::uint32_t two_points(const std::uint16_t* points, unsigned first,
+                                       unsigned second) noexcept {
+    return points[first] | static_cast<std::uint32_t>(points[second]) << 12;
 }
 
 /// ggml's order of operations: d · (0.5 + code) · factor.
@@ -45,9 +42,11 @@ void decode_values(const BlockIQ2XXS* block, std::uint64_t values, float* out) n
             std::uint32_t words[2];
             std::memcpy(words, block->codes + 4 * j, sizeof(words));
             const float scale = lattice_scale(unit, words[1] >> 28, 0.25f);
-            for (unsigned k = 0; k < 4; ++k, out += 8) {
-                decode_point<Arch, 8>(points[words[0] >> (8 * k) & 255], k_iq2_levels, scale,
-                                      even_signs(words[1] >> (7 * k) & 127), out);
+            for (unsigned k = 0; k < 4; k += 2, out += 16) {
+                decode_points<Arch, 2>(
+                    points[words[0] >> (8 * k) & 255], points[words[0] >> (8 * k + 8) & 255],
+                    k_iq2_levels, scale,
+                    even_signs(words[1] >> (7 * k) & 127, words[1] >> (7 * k + 7) & 127), out);
             }
         }
     }
@@ -58,11 +57,12 @@ void decode_values(const BlockIQ2XS* block, std::uint64_t values, float* out) no
     const std::uint16_t* points = grid_points(GridName::iq2_xs);
     for (std::uint64_t left = values / k_super_block; left > 0; --left, ++block) {
         const float unit = half_to_float(block->scale);
-        for (std::size_t p = 0; p < 32; ++p, out += 8) {
+        for (std::size_t p = 0; p < 32; p += 2, out += 16) {
             const unsigned code = block->scales[p / 4] >> (p % 4 / 2 * 4) & 15u;
-            decode_point<Arch, 8>(points[block->codes[p] & 511], k_iq2_levels,
-                                  lattice_scale(unit, code, 0.25f),
-                                  even_signs(block->codes[p] >> 9), out);
+            const unsigned first = block->codes[p], second = block->codes[p + 1];
+            decode_points<Arch, 2>(points[first & 511], points[second & 511], k_iq2_levels,
+                                   lattice_scale(unit, code, 0.25f),
+                                   even_signs(first >> 9, second >> 9), out);
         }
     }
 }
@@ -72,11 +72,14 @@ void decode_values(const BlockIQ2S* block, std::uint64_t values, float* out) noe
     const std::uint16_t* points = grid_points(GridName::iq2_s);
     for (std::uint64_t left = values / k_super_block; left > 0; --left, ++block) {
         const float unit = half_to_float(block->scale);
-        for (std::size_t p = 0; p < 32; ++p, out += 8) {
+        for (std::size_t p = 0; p < 32; p += 2, out += 16) {
             const unsigned code = block->scales[p / 4] >> (p % 4 / 2 * 4) & 15u;
-            const unsigned high = block->indices_high[p / 4] >> (p % 4 * 2) & 3u;
-            decode_point<Arch, 8>(points[block->indices[p] | high << 8], k_iq2_levels,
-                                  lattice_scale(unit, code, 0.25f), block->signs[p], out);
+            const unsigned high = static_cast<unsigned>(block->indices_high[p / 4]) << 8;
+            const unsigned first = block->indices[p] | (high >> (p % 4 * 2) & 0x300);
+            const unsigned second = block->indices[p + 1] | (high >> (p % 4 * 2 + 2) & 0x300);
+            decode_points<Arch, 2>(points[first], points[second], k_iq2_levels,
+                                   lattice_scale(unit, code, 0.25f),
+                                   block->signs[p] | block->signs[p + 1] << 8, out);
         }
     }
 }
@@ -90,10 +93,12 @@ void decode_values(const BlockIQ3XXS* block, std::uint64_t values, float* out) n
             std::uint32_t word;
             std::memcpy(&word, block->signs_and_scales + 4 * j, sizeof(word));
             const float scale = lattice_scale(unit, word >> 28, 0.5f);
-            for (unsigned k = 0; k < 8; ++k, out += 4) {
-                const unsigned signs = even_signs(word >> (7 * (k / 2)) & 127) >> (k % 2 * 4);
-                decode_point<Arch, 4>(points[block->indices[8 * j + k]], k_iq3_xxs_levels, scale,
-                                      signs, out);
+            for (unsigned k = 0; k < 4; k += 2, out += 16) {
+                const std::uint8_t* indices = block->indices + 8 * j + 2 * k;
+                decode_points<Arch, 3>(
+                    two_points(points, indices[0], indices[1]),
+                    two_points(points, indices[2], indices[3]), k_iq3_xxs_levels, scale,
+                    even_signs(word >> (7 * k) & 127, word >> (7 * k + 7) & 127), out);
             }
         }
     }
@@ -104,12 +109,16 @@ void decode_values(const BlockIQ3S* block, std::uint64_t values, float* out) noe
     const std::uint16_t* points = grid_points(GridName::iq3_s);
     for (std::uint64_t left = values / k_super_block; left > 0; --left, ++block) {
         const float unit = half_to_float(block->scale);
-        for (std::size_t p = 0; p < 64; ++p, out += 4) {
+        for (std::size_t p = 0; p < 64; p += 4, out += 16) {
             const unsigned code = block->scales[p / 16] >> (p % 16 / 8 * 4) & 15u;
-            const unsigned high = block->indices_high[p / 8] >> (p % 8) & 1u;
-            decode_point<Arch, 4>(points[block->indices[p] | high << 8], k_iq3_s_levels,
-                                  unit * static_cast<float>(1 + 2 * code),
-                                  static_cast<unsigned>(block->signs[p / 2] >> (p % 2 * 4)), out);
+            const unsigned high = static_cast<unsigned>(block->indices_high[p / 8]) << 8 >> (p % 8);
+            const auto index = [&](unsigned i) {
+                return block->indices[p + i] | (high >> i & 0x100);
+            };
+            decode_points<Arch, 3>(two_points(points, index(0), index(1)),
+                                   two_points(points, index(2), index(3)), k_iq3_s_levels,
+                                   unit * static_cast<float>(1 + 2 * code),
+                                   block->signs[p / 2] | block->signs[p / 2 + 1] << 8, out);
         }
     }
 }
