@@ -1,15 +1,14 @@
 // The search for scales and minima of Q2_K, Q4_K and Q5_K.
 //
-// Weighted least squares over trial grids that leave off part of the range at either end, then
-// coordinate descent: fit scale and minimum to the codes, round to new codes, and so on. Pairs of
-// units for a super-block are ranked by how much each sub-block minds rounded parameters. From each
-// of the best pairs, parameters are moved where that is better, and the units fitted to them again;
-// the best of all that was found is moved once more, farther.
+// Pairs of units for a super-block are ranked by how much each sub-block minds rounded parameters.
+// From each of the best pairs, parameters are moved where that is better, and the units fitted to
+// them again; the best of all that was found is moved once more, farther.
 #pragma once
 
 #include <type_traits>
 
 #include "base/half.hpp"
+#include "kernels/best_scale_minimum_fit.hpp"
 #include "kernels/best_tile.hpp"
 #include "kernels/halves.hpp"
 #include "kernels/k_scale_minimum.hpp"
@@ -21,6 +20,7 @@ template <class Arch, class Format>
 class ScaleMinimumSearch {
     using Batch = F32<Arch>;
     using Values = Tile<Arch, Format::sub_block>;
+    using Fit = ScaleMinimumFit<Arch, Format>;
     static constexpr std::size_t lanes = Batch::size, groups = Values::groups;
     static constexpr std::size_t size = Format::sub_block, each = Format::sub_blocks;
     static constexpr std::size_t blocks = k_together / each;
@@ -88,150 +88,19 @@ private:
         PerSubBlock scale_unit, minimum_unit, scale, minimum, error;
     };
 
-    /// Weighted sums over a sub-block: of codes, of their squares, of codes times values.
-    struct Sums {
-        Batch l, l2, xl;
-    };
-
-    /// Several grids at once: code = round(slope * along + begin), where `along` runs with x.
-    template <std::size_t together>
-    static XSIMD_INLINE void sum(const Values& tile, std::size_t g, const Batch* along,
-                                 const Batch* slope, const Batch* begin, Sums* sums) noexcept {
-        const Batch *x = tile.x(g), *w = tile.w(g);
-        for (std::size_t t = 0; t < together; ++t) {
-            sums[t] = {Batch(0.0f), Batch(0.0f), Batch(0.0f)};
-        }
-        for (std::size_t i = 0; i < size; ++i) {
-            for (std::size_t t = 0; t < together; ++t) {
-                const Batch code =
-                    round_within<Arch>(along[i] * slope[t] + begin[t], 0.0f, largest_code);
-                const Batch weighted = w[i] * code;
-                sums[t].l = sums[t].l + weighted;
-                sums[t].l2 = sums[t].l2 + weighted * code;
-                sums[t].xl = sums[t].xl + weighted * x[i];
-            }
-        }
-    }
-
-    /// The sums for the codes nearest to the values.
-    static XSIMD_INLINE Sums sum_nearest(const Values& tile, std::size_t g, Batch scale,
-                                         Batch minimum) noexcept {
-        const Batch inverse = inverse_of<Arch>(scale), begin = minimum * inverse;
-        Sums sums;
-        sum<1>(tile, g, tile.x(g), &inverse, &begin, &sums);
-        return sums;
-    }
-
-    /// The best fit so far of each lane's sub-block.
-    struct Fit {
-        Batch scale, minimum, gain, l, l2;
-    };
-
-    /// Least squares for the codes behind `sums`; a minimum below zero cannot be stored, so it is
-    /// zero then. Errors are compared by what they lack of Σ w x².
-    static XSIMD_INLINE void take(const Sums& sums, Batch w, Batch wx, Fit& fit) noexcept {
-        const Batch zero(0.0f), one(1.0f);
-        const Batch determinant = w * sums.l2 - sums.l * sums.l;
-        const auto solvable = determinant > zero;
-        const Batch inverse = quotient<Arch>(one, xsimd::select(solvable, determinant, one));
-        Batch scale = (w * sums.xl - wx * sums.l) * inverse;
-        Batch minimum = (sums.l * sums.xl - sums.l2 * wx) * inverse;
-        const auto bound = minimum < zero;
-        if (xsimd::any(bound)) {
-            const auto any = sums.l2 > zero;
-            const Batch alone = quotient<Arch>(sums.xl, xsimd::select(any, sums.l2, one));
-            scale = xsimd::select(bound, alone, scale);
-            minimum = xsimd::select(bound, zero, minimum);
-        }
-        const Batch gain = scale * sums.xl - minimum * wx;
-        const Batch most(k_largest_value);
-        const auto better =
-            solvable & (scale > zero) & (gain > fit.gain) & (scale <= most) & (minimum <= most);
-        fit.scale = xsimd::select(better, scale, fit.scale);
-        fit.minimum = xsimd::select(better, minimum, fit.minimum);
-        fit.gain = xsimd::select(better, gain, fit.gain);
-        fit.l = xsimd::select(better, sums.l, fit.l);
-        fit.l2 = xsimd::select(better, sums.l2, fit.l2);
-    }
-
     void search(const Values& tile, std::size_t g) noexcept {
-        constexpr std::size_t ends = sizeof(Format::ends) / sizeof(float);
-        // Three grids' sums are too many for sixteen registers.
-        constexpr std::size_t together = lanes == k_together ? 3 : 2;
-        static_assert(ends % together == 0);
         const Batch zero(0.0f);
-        Batch low = zero, high = tile.x(g)[0], w = zero, wx = zero;
-        for (std::size_t i = 0; i < size; ++i) {
-            const Batch x = tile.x(g)[i];
-            low = xsimd::min(low, x);
-            high = xsimd::max(high, x);
-            w = w + tile.w(g)[i];
-            wx = wx + tile.w(g)[i] * x;
-        }
-        Batch along[size];  // from 0 to 1, or less where all values are above zero
-        const Batch per_range = inverse_of<Arch>(high - low);
-        for (std::size_t i = 0; i < size; ++i) along[i] = (tile.x(g)[i] - low) * per_range;
-        // Where nothing can be fitted, the minimum alone has all values of one sign.
-        Fit fit{zero, zero - low, zero, zero, zero};
-        for (const float begin : Format::ends) {
-            // Code 0 stands `begin` steps above the lowest value.
-            Batch first[together];
-            for (Batch& each_first : first) each_first = Batch(-begin);
-            for (std::size_t trial = 0; trial < ends; trial += together) {
-                Batch steps[together];
-                Sums sums[together];
-                for (std::size_t t = 0; t < together; ++t) {
-                    steps[t] = Batch(largest_code + begin + Format::ends[trial + t]);
-                }
-                sum<together>(tile, g, along, steps, first, sums);
-                for (const Sums& tried : sums) take(tried, w, wx, fit);
-            }
-        }
-        for (int pass = 0; pass < 2; ++pass) {
-            take(sum_nearest(tile, g, fit.scale, fit.minimum), w, wx, fit);
-        }
+        const auto fit = Fit::fit(tile, g);
         const std::size_t j = g * lanes;
         fit.scale.store_aligned(found_.scale.of + j);
         fit.minimum.store_aligned(found_.minimum.of + j);
         fit.l.store_aligned(l_.of + j);
-        const auto known = w > zero;
-        xsimd::select(known, quotient<Arch>(fit.l, xsimd::select(known, w, Batch(1.0f))), zero)
-            .store_aligned(mean_.of + j);
         fit.l2.store_aligned(l2_.of + j);
-        w.store_aligned(w_.of + j);
-        wx.store_aligned(wx_.of + j);
-    }
-
-    /// Errors with one scale and several minima, which share most of the loads and products.
-    template <std::size_t together>
-    static XSIMD_INLINE void errors_of(const Values& tile, std::size_t g, Batch scale,
-                                       const Batch* minimum, Batch* errors) noexcept {
-        const Batch *x = tile.x(g), *w = tile.w(g);
-        const Batch zero(0.0f), inverse = inverse_of<Arch>(scale);
-        Batch begin[together];
-        for (std::size_t t = 0; t < together; ++t) {
-            begin[t] = minimum[t] * inverse;
-            errors[t] = zero;
-        }
-        for (std::size_t i = 0; i < size; ++i) {
-            const Batch steps = x[i] * inverse;
-            for (std::size_t t = 0; t < together; ++t) {
-                const Batch at = steps + begin[t];
-                const Batch off = round_within<Arch>(at, 0.0f, largest_code) - at;
-                errors[t] = errors[t] + (w[i] * off) * off;
-            }
-        }
-        const auto flat = scale == zero;
-        for (std::size_t t = 0; t < together; ++t) errors[t] = (errors[t] * scale) * scale;
-        if (xsimd::none(flat)) return;
-        for (std::size_t t = 0; t < together; ++t) {
-            Batch error = zero;
-            for (std::size_t i = 0; i < size; ++i) {
-                const Batch off = x[i] + minimum[t];
-                error = error + (w[i] * off) * off;
-            }
-            errors[t] = xsimd::select(flat, error, errors[t]);
-        }
+        fit.w.store_aligned(w_.of + j);
+        fit.wx.store_aligned(wx_.of + j);
+        const auto known = fit.w > zero;
+        xsimd::select(known, quotient<Arch>(fit.l, xsimd::select(known, fit.w, Batch(1.0f))), zero)
+            .store_aligned(mean_.of + j);
     }
 
     static XSIMD_INLINE Batch whole(Batch value) noexcept {
@@ -335,7 +204,7 @@ private:
                 const Batch minima[3] = {minimum_unit * m[0], minimum_unit * m[1],
                                          minimum_unit * m[2]};
                 Batch errors[count];
-                errors_of<count>(tile, g, scale_unit * s, minima, errors);
+                Fit::template errors_of<count>(tile, g, scale_unit * s, minima, errors);
                 if (first) best = errors[0];
                 for (std::size_t t = 0; t < count; ++t) {
                     const auto better = errors[t] < best;
@@ -373,8 +242,9 @@ private:
             const std::size_t j = g * lanes;
             const Batch s = Batch::load_aligned(at_.scale.of + j);
             const Batch m = Batch::load_aligned(at_.minimum.of + j);
-            const Sums sums = sum_nearest(tile, g, Batch::load_aligned(at_.scale_unit.of + j) * s,
-                                          Batch::load_aligned(at_.minimum_unit.of + j) * m);
+            const typename Fit::Sums sums =
+                Fit::sum_nearest(tile, g, Batch::load_aligned(at_.scale_unit.of + j) * s,
+                                 Batch::load_aligned(at_.minimum_unit.of + j) * m);
             (s * s * sums.l2).store_aligned(ss.of + j);
             (s * m * sums.l).store_aligned(sm.of + j);
             (m * m * Batch::load_aligned(w_.of + j)).store_aligned(mm.of + j);
