@@ -9,6 +9,7 @@ from typing import Any
 from phiquant.architectures import ModelSpec, spec_from_config
 from phiquant.codecs import all_codecs, find_codec
 from phiquant.onnx import nbytes_of
+from phiquant.recipes import mlx
 from phiquant.recipes.llama_quantize import assign, needs_importance
 from phiquant.targets import onnx_options
 from phiquant.targets.names import GGUF_PRESETS, PRESETS, Target
@@ -82,6 +83,24 @@ _ONNX_PRESETS = {
     "int4": "4-bit blocks of 32, a float32 embedding: the usual choice",
 }
 
+_MLX_PRESETS = {
+    "bf16": "bfloat16: published Phi weights as they are",
+    "fp16": "float16: refused where a weight is too large for it",
+    "8bit": "8 bits in groups of 64: nearly the original",
+    "6bit": "6 bits in groups of 64: hard to tell from the original",
+    "5bit": "5 bits in groups of 64",
+    "4bit": "4 bits in groups of 64: the usual choice",
+    "3bit": "3 bits in groups of 64",
+    "2bit": "2 bits in groups of 64",
+    "mixed_4_6": "4 bits, 6 where it matters",
+    "mixed_3_6": "3 bits, 6 where it matters",
+    "mixed_3_4": "3 bits, 4 where it matters",
+    "mixed_2_6": "2 bits, 6 where it matters",
+    "mxfp8": "8-bit floats in groups of 32 with a power of two",
+    "mxfp4": "4-bit floats in groups of 32 with a power of two",
+    "nvfp4": "4-bit floats in groups of 16 with an 8-bit float",
+}
+
 _OPENVINO_PRESETS = {
     "fp16": "float16: refused where a weight is too large for it",
     "int8": "8 bits with zero points, a scale a row: nearly the original",
@@ -128,6 +147,7 @@ def all_targets() -> tuple[TargetFacts, ...]:
         rows.append(TargetFacts(f"gguf:{preset}", _PRESETS.get(preset, ""), bits, size))
     rows += [_onnx(spec, preset) for preset in PRESETS["onnx"]]
     rows += [_openvino(spec, preset) for preset in PRESETS["openvino"]]
+    rows += [_mlx(spec, preset) for preset in PRESETS["mlx"]]
     return tuple(sorted(rows, key=lambda row: -row.example_bytes))
 
 
@@ -137,6 +157,19 @@ def _onnx(spec: ModelSpec, preset: str) -> TargetFacts:
     size = sum(nbytes_of(item.dtype, item.shape) for item in made.stored if item.source)
     bits = round(8 * size / spec.parameters, 3)
     return TargetFacts(f"onnx:{preset}", _ONNX_PRESETS[preset], bits, size)
+
+
+def _mlx(spec: ModelSpec, preset: str) -> TargetFacts:
+    packings = mlx.assign(spec, preset).packings
+    size = 0
+    for tensor in spec.tensors:
+        packing = packings.get(tensor.source)
+        if packing is None:
+            size += 2 * tensor.elements
+        else:
+            size += sum(p.nbytes for p in find_codec(packing.codec("bf16")).planes(*tensor.shape))
+    bits = round(8 * size / spec.parameters, 3)
+    return TargetFacts(f"mlx:{preset}", _MLX_PRESETS[preset], bits, size)
 
 
 def _openvino(spec: ModelSpec, preset: str) -> TargetFacts:
