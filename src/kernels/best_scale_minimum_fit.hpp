@@ -42,7 +42,7 @@ public:
             w = w + tile.w(g)[i];
             wx = wx + tile.w(g)[i] * x;
         }
-        Batch along[size];  // from 0 to 1, or less where all values are above zero
+        Batch along[size];  // from 0 to 1
         const Batch per_range = inverse_of<Arch>(high - low);
         for (std::size_t i = 0; i < size; ++i) along[i] = (tile.x(g)[i] - low) * per_range;
         // Where nothing can be fitted, the minimum alone has all values of one sign.
