@@ -73,7 +73,8 @@ def command(
     """Run outputs in their own runtimes, and show what they cost side by side.
 
     Time to load, resident memory, tokens per second for a prompt and for decoding, and bytes of KV
-    cache per token. Each output runs in a process of its own: GGUF files in llama.cpp.
+    cache per token. Each output runs in a process of its own, and in the program that runs its
+    format: 'phiquant doctor' lists them.
     """
     from phiquant.evaluate.benchmark import bench
 

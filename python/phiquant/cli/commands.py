@@ -18,7 +18,7 @@ _COMMANDS = {
     "plan": ("plan", "Tell what a conversion would write, and write nothing."),
     "calibrate": ("calibrate", "Make an importance matrix from a text."),
     "eval": ("eval", "Tell how far quantized models are from their original."),
-    "verify": ("verify", "Run a result in llama.cpp, and compare its answers."),
+    "verify": ("verify", "Run a result in its runtime, and compare its answers."),
     "bench": ("bench", "Run results in their runtimes: speed and memory side by side."),
     "compare": ("compare", "Compare codecs, bytes and weights of two models' files."),
     "inspect": ("inspect", "Show metadata and tensors of a model's files."),

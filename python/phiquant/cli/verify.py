@@ -8,7 +8,15 @@ import click
 
 from phiquant.cli.commands import local
 from phiquant.cli.eval import GATE_MISSED
-from phiquant.cli.options import SETTINGS, Command, json_option, option, quiet_option
+from phiquant.cli.options import (
+    SETTINGS,
+    Command,
+    json_option,
+    option,
+    quiet_option,
+    tokenizer_option,
+    workers_option,
+)
 from phiquant.cli.terminal import is_terminal, put, put_json, say_error
 
 _EXAMPLES = """\b
@@ -26,20 +34,8 @@ Examples:
     required=True,
     help="What OUT was made from: a folder, a GGUF file, or a hub id.",
 )
-@option(
-    "--tokenizer",
-    section="What to compare",
-    metavar="FOLDER",
-    type=click.Path(),
-    help="Where tokenizer.json stands. Default: beside SRC.",
-)
-@option(
-    "--threads",
-    section="How to run",
-    metavar="N",
-    type=click.IntRange(1, 1024),
-    help="Workers; one a processor by default.",
-)
+@tokenizer_option("What to compare", "SRC")
+@workers_option
 @json_option
 @quiet_option
 def command(
@@ -50,7 +46,7 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Run a GGUF in llama.cpp, and see that it is the model it was made from.
+    """Run an output in its own runtime, and see that it is the model it was made from.
 
     Its tokens, logits and greedy text are compared with the reference run. Exit code 5 if a check
     fails.
