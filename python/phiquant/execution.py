@@ -338,10 +338,13 @@ def _output(
     for t in file.tensors:
         crc, error = measured.get((number, t.name), ("", 0.0))
         crc = crc or f"{_core.crc32c(t.literal):08x}"
-        tensors.append(TensorReport(t.name, t.source, t.codec, t.shape, t.nbytes, crc, error))
+        tensors.append(
+            TensorReport(t.name, t.source, t.codec, t.shape, t.nbytes, crc, error, t.weights)
+        )
     weights = sum(t.weights for t in file.tensors)
     bits = 8 * file.size / weights if weights else 0.0
-    return OutputFile(owner.target, str(path), file.size, bits, sha256, tuple(tensors))
+    result = path.parent if owner.folder else path
+    return OutputFile(owner.target, str(result), str(path), file.size, bits, sha256, tuple(tensors))
 
 
 def _sha256(path: Path) -> str:

@@ -21,6 +21,8 @@ class TensorReport:
     relative_error : float
         Root mean square of the decoded weights' difference from the source's, relative to the
         source's own root mean square; 0 where bytes were moved as they were.
+    weights : int
+        Number of the model's weights that it holds: none in planes of scales.
     """
 
     name: str
@@ -30,13 +32,21 @@ class TensorReport:
     nbytes: int
     crc32c: str
     relative_error: float
+    weights: int
 
 
 @dataclass(frozen=True)
 class OutputFile:
-    """One file that was written."""
+    """One file that was written.
+
+    Attributes
+    ----------
+    result : str
+        The folder that it is a part of; the file's own path where the result is no folder.
+    """
 
     target: str
+    result: str
     path: str
     nbytes: int
     bits_per_weight: float
@@ -81,8 +91,13 @@ class Report:
 
     @property
     def path(self) -> Path:
-        """The first file's path: the result, where one target was asked for."""
-        return Path(self.files[0].path)
+        """The first result, a file or a folder: the only one, where one target was asked for."""
+        return Path(self.files[0].result)
+
+    @property
+    def results(self) -> tuple[Path, ...]:
+        """Files and folders that were written, beside companions."""
+        return tuple(Path(result) for result in dict.fromkeys(f.result for f in self.files))
 
     @property
     def nbytes(self) -> int:
@@ -95,22 +110,27 @@ class Report:
 
     def __str__(self) -> str:
         lines = []
-        for file in self.files:
-            errors: dict[str, list[TensorReport]] = {}
-            for tensor in file.tensors:
-                errors.setdefault(tensor.codec, []).append(tensor)
+        for result in dict.fromkeys(file.result for file in self.files):
+            files = [file for file in self.files if file.result == result]
+            size = sum(file.nbytes for file in files)
+            codecs: dict[str, list[TensorReport]] = {}
+            for file in files:
+                for tensor in file.tensors:
+                    codecs.setdefault(tensor.codec, []).append(tensor)
+            weights = sum(t.weights for members in codecs.values() for t in members)
             rows = [
                 (
                     codec,
-                    str(len(members)),
+                    str(sum(t.weights > 0 for t in members)),
                     bytes_text(sum(t.nbytes for t in members)),
                     f"{_mean_error(members):.3%}",
                 )
-                for codec, members in errors.items()
+                for codec, members in codecs.items()
             ]
+            parts = f" in {len(files)} files" if len(files) > 1 else ""
             lines.append(
-                f"{file.path}: {bytes_text(file.nbytes)}, "
-                f"{file.bits_per_weight:.2f} bits per weight"
+                f"{result}: {bytes_text(size)}{parts}, "
+                f"{8 * size / max(1, weights):.2f} bits per weight"
             )
             lines.append(table(("codec", "tensors", "size", "rms error"), rows, "lrrr"))
         lines.append(
@@ -124,6 +144,5 @@ class Report:
 
 def _mean_error(tensors: list[TensorReport]) -> float:
     """Root mean square over tensors, weighted by their weights."""
-    weights = [math.prod(t.shape) for t in tensors]
-    total = sum(w * t.relative_error**2 for w, t in zip(weights, tensors, strict=True))
-    return math.sqrt(total / max(1, sum(weights)))
+    total = sum(t.weights * t.relative_error**2 for t in tensors)
+    return math.sqrt(total / max(1, sum(t.weights for t in tensors)))

@@ -93,8 +93,8 @@ def command(
     if as_json:
         put_json(report.to_json())
         return
-    for file in report.files:
-        put_path(Path(file.path))
+    for result in report.results:
+        put_path(result)
     _sum_up(report, words)
 
 
