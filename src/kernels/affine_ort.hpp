@@ -45,6 +45,8 @@ void encode_ort(const AffineGrid& grid, const AffineRows& rows, const AffineCode
         if (grid.symmetric) {
             const bool above = __builtin_fabsf(found.most) > __builtin_fabsf(found.least);
             scale = (above ? found.most : found.least) / -middle;
+            // Of zeros alone the first one's sign stays.
+            if (scale == 0.0f && found.most == found.least) scale = values[0] / -middle;
             zero = middle;
         } else {
             const float low = found.least < 0.0f ? found.least : 0.0f;
