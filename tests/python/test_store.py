@@ -126,7 +126,7 @@ for number in range(int(sys.argv[3])):
 def test_several_processes_write_one_measurement_and_nobody_sees_a_half(tmp_path: Path) -> None:
     writers = [
         subprocess.Popen(
-            [sys.executable, "-c", _WRITER, str(tmp_path), KEY, "60", str(1000 * number)],
+            [sys.executable, "-c", _WRITER, str(tmp_path), KEY, "30", str(1000 * number)],
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -257,6 +257,21 @@ def test_unchanged_files_are_read_once(
     assert len(calls) == len(pq.open(model))
     assert address_of(model, store) == first
     assert len(calls) == len(pq.open(model))
+
+
+def test_files_that_were_just_written_are_read_once_for_a_run(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from phiquant.measure import content as module
+    from phiquant.measure.layers import run_key
+    from phiquant.reference import Decoder
+
+    decoder, calls = Decoder(pq.open(model), threads=1), []
+    real = module._digest
+    monkeypatch.setattr(module, "_digest", lambda *args: calls.append(1) or real(*args))
+    for first in range(3):  # as for chunks of a text
+        run_key(decoder, np.arange(first, first + 8)[None], Store(tmp_path / "store"))
+    assert len(calls) == len(decoder.checkpoint)
 
 
 @pytest.mark.usefixtures("later")

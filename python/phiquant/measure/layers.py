@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,13 +80,22 @@ def arithmetic() -> tuple[str, ...]:
     return version, digest.hexdigest(), np.__version__, platform.machine(), blas.identity()
 
 
+# Of files that were just written the store knows nothing; one look at them is enough for a run,
+# whose every read checks that they are the same.
+_contents: WeakKeyDictionary[Decoder, str] = WeakKeyDictionary()
+
+
 def run_key(decoder: Decoder, ids: NDArray[np.int64], store: Store | None) -> str:
     """The address of a text's way through a model: its weights, every token, and the arithmetic."""
+    weights = _contents.get(decoder)
+    if weights is None:
+        weights = content(decoder.checkpoint, store, threads=decoder.threads)
+        _contents[decoder] = weights
     return address(
         "layers",
         arithmetic=arithmetic(),
         threads=decoder.threads,
-        weights=content(decoder.checkpoint, store, threads=decoder.threads),
+        weights=weights,
         model=repr(decoder.spec),
         shape=ids.shape,
         ids=hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest(),
