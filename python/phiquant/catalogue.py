@@ -9,7 +9,7 @@ from typing import Any
 from phiquant.architectures import ModelSpec, spec_from_config
 from phiquant.codecs import all_codecs, find_codec
 from phiquant.onnx import nbytes_of
-from phiquant.recipes import mlx
+from phiquant.recipes import hf, mlx
 from phiquant.recipes.llama_quantize import assign, needs_importance
 from phiquant.targets import onnx_options
 from phiquant.targets.names import GGUF_PRESETS, PRESETS, Target
@@ -51,7 +51,7 @@ _PRESETS = {
     "q4_k_s": "4-bit super-blocks, 5 bits in a few tensors",
     "q4_0": "4-bit blocks, of the older kind: simple and fast",
     "q4_1": "4-bit blocks with a minimum, of the older kind",
-    "iq4_nl": "4-bit blocks of 32 on a grid that is denser around zero",
+    "iq4_nl": "4-bit blocks of 32, denser around zero",
     "iq4_xs": "the same grid in super-blocks, smaller",
     "q3_k_l": "3-bit super-blocks, 5 bits where it matters",
     "q3_k_m": "3-bit super-blocks, 4 and 5 bits where it matters",
@@ -78,9 +78,9 @@ _PRESETS = {
 
 _ONNX_PRESETS = {
     "fp32": "float32 all through: nothing is lost",
-    "fp16": "float16 all through: refused where a weight is too large",
-    "int8": "8-bit blocks of 32, a float32 embedding: nearly the original",
-    "int4": "4-bit blocks of 32, a float32 embedding: the usual choice",
+    "fp16": "float16: refused where a weight is too large",
+    "int8": "8-bit blocks of 32, a float32 embedding",
+    "int4": "4-bit blocks of 32, a float32 embedding",
 }
 
 _MLX_PRESETS = {
@@ -101,12 +101,23 @@ _MLX_PRESETS = {
     "nvfp4": "4-bit floats in groups of 16 with an 8-bit float",
 }
 
+_HF_PRESETS = {
+    "fp32": "float32: every bit of any source, at twice its size",
+    "bf16": "bfloat16: published Phi weights as they are",
+    "fp16": "float16: refused where a weight is too large for it",
+    "w8a8": "8 bits, a scale a row; activations, too",
+    "w8a16": "8 bits in groups of 128: nearly the original",
+    "w4a16": "4 bits in groups of 128: the usual choice",
+    "w3a16": "3 bits in groups of 128",
+    "w2a16": "2 bits in groups of 128",
+}
+
 _OPENVINO_PRESETS = {
     "fp16": "float16: refused where a weight is too large for it",
-    "int8": "8 bits with zero points, a scale a row: nearly the original",
+    "int8": "8 bits with zero points, a scale a row",
     "int8_sym": "8 bits, a scale a row",
-    "int4": "4 bits with zero points, in groups that optimum-intel takes for the model",
-    "int4_asym": "4 bits with zero points, groups of 128; embedding and output 8 bits",
+    "int4": "4 bits with zero points, groups as optimum-intel",
+    "int4_asym": "4 bits with zero points, groups of 128; ends 8 bits",
     "int4_sym": "4 bits, groups of 128; embedding and output 8 bits",
 }
 
@@ -148,6 +159,7 @@ def all_targets() -> tuple[TargetFacts, ...]:
     rows += [_onnx(spec, preset) for preset in PRESETS["onnx"]]
     rows += [_openvino(spec, preset) for preset in PRESETS["openvino"]]
     rows += [_mlx(spec, preset) for preset in PRESETS["mlx"]]
+    rows += [_hf(spec, preset) for preset in PRESETS["hf"]]
     return tuple(sorted(rows, key=lambda row: -row.example_bytes))
 
 
@@ -170,6 +182,20 @@ def _mlx(spec: ModelSpec, preset: str) -> TargetFacts:
             size += sum(p.nbytes for p in find_codec(packing.codec("bf16")).planes(*tensor.shape))
     bits = round(8 * size / spec.parameters, 3)
     return TargetFacts(f"mlx:{preset}", _MLX_PRESETS[preset], bits, size)
+
+
+def _hf(spec: ModelSpec, preset: str) -> TargetFacts:
+    schemes = hf.assign(spec, preset).schemes
+    plain = hf.FLOATS[preset if preset in hf.FLOATS else "bf16"][0]
+    size = 0
+    for tensor in spec.tensors:
+        scheme = schemes.get(tensor.source)
+        if scheme is None:
+            size += find_codec(plain).bytes_of(1, tensor.elements)
+        else:
+            size += sum(p.nbytes for p in find_codec(scheme.codec("bf16")).planes(*tensor.shape))
+    bits = round(8 * size / spec.parameters, 3)
+    return TargetFacts(f"hf:{preset}", _HF_PRESETS[preset], bits, size)
 
 
 def _openvino(spec: ModelSpec, preset: str) -> TargetFacts:

@@ -19,6 +19,7 @@ from phiquant.report import Report
 from phiquant.targets.gguf import Choices, plan_from_gguf, plan_from_model
 from phiquant.targets.gguf_metadata import read_source_facts, tensor_name
 from phiquant.targets.gguf_split import parse_size
+from phiquant.targets.hf import plan_hf
 from phiquant.targets.mlx import plan_mlx
 from phiquant.targets.names import Override, Target, gguf_codec, parse_override, parse_target
 from phiquant.targets.onnx import plan_onnx
@@ -196,6 +197,18 @@ def _from_model(
                     target,
                     best=choices.best,
                     overrides=_overrides_for("onnx", overrides),
+                    importance=_by_source(spec, choices),
+                )
+            )
+        elif target.format == "hf":
+            planned.append(
+                plan_hf(
+                    checkpoint,
+                    spec,
+                    facts,
+                    target,
+                    best=choices.best,
+                    overrides=_overrides_for("hf", overrides),
                     importance=_by_source(spec, choices),
                 )
             )

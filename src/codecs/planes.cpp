@@ -329,9 +329,11 @@ Planes planes_of(const Codec& codec, std::uint64_t rows, std::uint64_t columns) 
     if (words && filled * affine.bits % 32 != 0) {
         refuse(codec, std::to_string(columns) + " codes do not fill words of 32 bits");
     }
-    if (codec.layout == Layout::packed && 32 % affine.bits != 0) {
-        throw Error(ErrorKind::unsupported, std::string(codec.name) + " has no packed layout",
-                    "Choose 2, 4 or 8 bits.");
+    // Zero points are packed along the columns; only words that hold whole ones are.
+    if (codec.layout == Layout::packed && !affine.symmetric && 32 % affine.bits != 0) {
+        throw Error(ErrorKind::unsupported,
+                    std::string(codec.name) + " has no packed layout of zero points",
+                    "Choose 2, 4 or 8 bits, or symmetric codes.");
     }
     Plane codes{Content::codes, affine.bits, transposed, filled, 1, rows, filled * affine.bits};
     if (transposed) {

@@ -10,6 +10,7 @@ from pathlib import PurePath
 from typing import Final
 
 from phiquant.errors import UsageError
+from phiquant.recipes.hf import PRESETS as HF_PRESETS
 from phiquant.recipes.llama_quantize import BLOCK, codec_name
 from phiquant.recipes.mixes import ALIASES, CURRENT
 from phiquant.recipes.mlx import PRESETS as MLX_PRESETS
@@ -26,14 +27,15 @@ PRESETS: Final[Mapping[str, tuple[str, ...]]] = {
     "onnx": ("fp32", "fp16", "int8", "int4"),
     "openvino": (*("fp16", "int8", "int8_sym", "int4", "int4_sym", "int4_asym"),),
     "mlx": MLX_PRESETS,
+    "hf": HF_PRESETS,
 }
 
 # Presets of later versions that people will try, so that the answer is "not yet" and no guess.
 _LATER: Final[Mapping[str, tuple[str, ...]]] = {
     "openvino": ("nf4", "mxfp4"),
-    "hf": ("w4a16", "w8a16", "w8a8", "fp8", "nvfp4", "mxfp4", "gptq", "awq", "bf16"),
+    "hf": ("fp8", "nvfp4", "mxfp4", "gptq", "awq"),
 }
-_FORMATS = tuple(dict.fromkeys((*PRESETS, *_LATER)))
+_FORMATS = tuple(PRESETS)
 
 _LIST = "'phiquant formats' lists what there is."
 
@@ -85,9 +87,8 @@ def parse_target(text: str) -> Target:
         format_name, preset = _bare(text, format_name)
     if format_name not in _FORMATS:
         raise UsageError(f"'{text}': there is no format '{format_name}'", remedy=_guess(head))
-    if format_name not in PRESETS or preset in _LATER.get(format_name, ()):
-        what = format_name if format_name not in PRESETS else f"{format_name}:{preset}"
-        cause = f"'{text}': this version does not write {what} yet"
+    if preset in _LATER.get(format_name, ()):
+        cause = f"'{text}': this version does not write {format_name}:{preset} yet"
         raise UsageError(cause, remedy=f"It writes {_written()}. {_LIST}")
     preset = _gguf_preset(text, preset) if format_name == "gguf" else _preset(text, preset)
     options = _options(text, words)
@@ -112,9 +113,6 @@ def parse_override(text: str) -> Override:
     format_name, colon, rest = glob.partition(":")
     format_name = format_name.strip().lower()
     if colon and format_name in _FORMATS:
-        if format_name not in PRESETS:
-            cause = f"'{text}': this version does not write {format_name} yet"
-            raise UsageError(cause, remedy=_LIST)
         # Other formats' names for ways to store a matrix are their own to check.
         own = gguf_codec(codec) if format_name == "gguf" else codec.strip().lower()
         return Override(rest, own, format_name)

@@ -1,0 +1,258 @@
+"""Gives each matrix the scheme that compressed-tensors' presets give it, or the user wants."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from phiquant.architectures.spec import ModelSpec, TensorRole
+from phiquant.errors import UsageError
+
+#: Lengths of groups; 0 is a whole row, ``channel``.
+GROUPS: Final = (16, 32, 64, 128, 0)
+
+#: Presets of floats, by name: the codec, config.json's name of the type, and safetensors'.
+FLOATS: Final[Mapping[str, tuple[str, str, str]]] = {
+    "fp32": ("f32", "float32", "F32"),
+    "bf16": ("bf16", "bfloat16", "BF16"),
+    "fp16": ("f16", "float16", "F16"),
+}
+
+#: Presets of packed integers: bits of a code.
+PACKED: Final[Mapping[str, int]] = {"w8a16": 8, "w4a16": 4, "w3a16": 3, "w2a16": 2}
+
+#: The presets of ``hf:`` targets.
+PRESETS: Final = (*FLOATS, "w8a8", *PACKED)
+
+# What compressed-tensors calls Linear; the output stays a float, as in llm-compressor's recipes.
+_LINEAR = ("attn_qkv", "attn_output", "ffn_gate_up", "ffn_down", "output")
+
+_NAME = re.compile(r"(?:w([2348])a16|int([2348]))(?:_(sym|asym))?(?:_(g16|g32|g64|g128|channel))?$")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How one matrix is held, and what happens to what it is multiplied by.
+
+    Attributes
+    ----------
+    bits : int
+    symmetric : bool
+    group : int
+        Values that share a scale along a row; 0: the whole row.
+    activations : bool
+        Whether activations are rounded to 8 bits, each token by its own scale.
+    """
+
+    bits: int
+    symmetric: bool
+    group: int
+    activations: bool = False
+
+    def __str__(self) -> str:
+        if self.activations:
+            return "w8a8"
+        sign = "sym" if self.symmetric else "asym"
+        return f"w{self.bits}a16_{sign}_{f'g{self.group}' if self.group else 'channel'}"
+
+    @property
+    def format(self) -> str:
+        """compressed-tensors' name of the container."""
+        return "int-quantized" if self.activations else "pack-quantized"
+
+    def codec(self, scales: str) -> str:
+        """The codec's name, with scales of the type ``scales``."""
+        sign = "sym" if self.symmetric else "asym"
+        group = f"g{self.group}" if self.group else "channel"
+        name = f"int{self.bits}_{sign}_{group},rule=ct"
+        if scales != "bf16":
+            name += f",scales={scales}"
+        # Signed bytes, as OpenVINO has them, too.
+        return f"{name},layout=openvino" if self.activations else name
+
+    def settings(self, targets: list[str]) -> dict[str, object]:
+        """A group of ``config.json``'s quantization_config."""
+        weights: dict[str, object] = {
+            "num_bits": self.bits,
+            "type": "int",
+            "symmetric": self.symmetric,
+            "strategy": "group" if self.group else "channel",
+            "group_size": self.group or None,
+            "dynamic": False,
+        }
+        inputs = {
+            "num_bits": 8,
+            "type": "int",
+            "symmetric": True,
+            "strategy": "token",
+            "group_size": None,
+            "dynamic": True,
+        }
+        return {
+            "targets": targets,
+            "format": self.format,
+            "weights": weights,
+            "input_activations": inputs if self.activations else None,
+            "output_activations": None,
+        }
+
+
+#: 8 bits for weights and activations.
+W8A8: Final = Scheme(8, True, 0, activations=True)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """How every linear layer's matrix is held, by its name in the source; None where a float."""
+
+    schemes: Mapping[str, Scheme | None]
+
+    def config(self) -> dict[str, object] | None:
+        """``config.json``'s quantization_config; None where all is floats."""
+        modules: dict[Scheme, list[str]] = {}
+        for name, scheme in self.schemes.items():
+            if scheme is not None:
+                modules.setdefault(scheme, []).append(name.removesuffix(".weight"))
+        if not modules:
+            return None
+        # The head of a model that is tied has no tensor, and no scheme either.
+        floats = [n.removesuffix(".weight") for n, s in self.schemes.items() if s is None]
+        ignored = list(dict.fromkeys([*floats, *([] if self.has_quantized_head else ["lm_head"])]))
+        single = len(modules) == 1
+        groups = {
+            f"group_{number}": scheme.settings(["Linear"] if single else names)
+            for number, (scheme, names) in enumerate(modules.items())
+        }
+        formats = {scheme.format for scheme in modules}
+        return {
+            "quant_method": "compressed-tensors",
+            "format": formats.pop() if len(formats) == 1 else "mixed-precision",
+            "quantization_status": "compressed",
+            "global_compression_ratio": None,
+            "kv_cache_scheme": None,
+            "ignore": ignored,
+            "config_groups": groups,
+        }
+
+    @property
+    def has_quantized_head(self) -> bool:
+        """Whether the output's matrix is quantized."""
+        return self.schemes.get("lm_head.weight") is not None
+
+
+def scheme_of(text: str, *, group: int = 128, symmetric: bool = True) -> Scheme | None:
+    """A scheme by its name: ``w4a16``, ``int4_asym_g32``, ``w8a8``; None for a float.
+
+    Parameters
+    ----------
+    group, symmetric :
+        What holds where the name does not say.
+
+    Raises
+    ------
+    phiquant.UsageError
+        There is no such scheme.
+    """
+    name = text.strip().lower()
+    if name in (*FLOATS, "f16", "f32", "float"):
+        return None
+    if name == "w8a8":
+        return W8A8
+    match = _NAME.match(name)
+    if match:
+        length = match[4]
+        own = group if length is None else 0 if length == "channel" else int(length[1:])
+        sign = symmetric if match[3] is None else match[3] == "sym"
+        return Scheme(int(match[1] or match[2]), sign, own)
+    known = [*PACKED, "w8a8", "bf16"]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(near)}? " if near else ""
+    raise UsageError(
+        f"hf has no way to hold weights named '{text}'",
+        remedy=f"{hint}There are {', '.join(known)}, and kinds as int4_asym_g32.",
+    )
+
+
+def assign(
+    spec: ModelSpec,
+    preset: str,
+    *,
+    group: int | None = None,
+    symmetric: bool | None = None,
+    overrides: Iterable[tuple[str, str]] = (),
+) -> Assignment:
+    """How each matrix is held.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+    preset : str
+        One of :data:`PRESETS`.
+    group : int, optional
+        Of packed integers; 128 by default, as in compressed-tensors' presets. 0 is a whole row.
+    symmetric : bool, optional
+        Of packed integers; True by default.
+    overrides : iterable of (glob, name)
+        On source tensor names; the first match decides. Names as :func:`scheme_of` takes them.
+
+    Raises
+    ------
+    phiquant.UsageError
+        Options that the preset does not have, a group that does not fit a matrix, or a glob that
+        matches none.
+    """
+    if preset not in PACKED and (group is not None or symmetric is not None):
+        raise UsageError(
+            f"hf:{preset} has no choice of groups and signs", remedy="Leave the options out."
+        )
+    if group is not None and group not in GROUPS:
+        raise UsageError(
+            f"hf has groups of 16, 32, 64, 128 and channel, not {group}",
+            remedy="Choose one of them.",
+        )
+    length = 128 if group is None else group
+    sign = True if symmetric is None else symmetric
+    default = scheme_of(preset, group=length, symmetric=sign)
+    wanted = [(glob, scheme_of(name, group=length, symmetric=sign)) for glob, name in overrides]
+    schemes: dict[str, Scheme | None] = {}
+    used = set()
+    for tensor in spec.tensors:
+        if tensor.role not in _LINEAR:
+            continue
+        found = None if tensor.role == "output" else default
+        for number, (glob, scheme) in enumerate(wanted):
+            if fnmatch.fnmatchcase(tensor.source, glob):
+                used.add(number)
+                found = scheme
+                break
+        if found is not None:
+            _check_fit(tensor, found)
+        schemes[tensor.source] = found
+    for number, (glob, _) in enumerate(wanted):
+        if number not in used and not any(fnmatch.fnmatchcase(name, glob) for name in schemes):
+            raise UsageError(
+                f"'{glob}' matches no linear layer of the model",
+                remedy="Globs are on source names, as '*.down_proj.weight'.",
+            )
+    return Assignment(schemes)
+
+
+def _check_fit(tensor: TensorRole, scheme: Scheme) -> None:
+    """compressed-tensors takes no group that does not divide the rows; nor does its packing."""
+    columns = tensor.shape[-1]
+    if scheme.group and columns % scheme.group:
+        fitting = [str(size) for size in GROUPS if size and columns % size == 0]
+        raise UsageError(
+            f"its rows of {columns} are no multiple of the group of {scheme.group}",
+            tensor=tensor.source,
+            remedy=f"Choose group={'|'.join([*fitting, 'channel'])}.",
+        )
+    if scheme.bits == 3 and not scheme.symmetric:
+        raise UsageError(
+            "3 bits with zero points are not written in this version",
+            remedy="Choose sym, or 2 or 4 bits.",
+        )

@@ -1,0 +1,254 @@
+"""The Hugging Face target: a folder that transformers and vLLM load, by compressed-tensors."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phiquant import safetensors
+from phiquant.architectures.spec import ModelSpec, TensorRole
+from phiquant.checkpoint import Checkpoint
+from phiquant.codecs import find_codec
+from phiquant.errors import UsageError
+from phiquant.plan import PlannedFile, PlannedTarget, PlannedTensor
+from phiquant.recipes.hf import FLOATS, GROUPS, Assignment, Scheme, assign
+from phiquant.targets.gguf_metadata import SourceFacts
+from phiquant.targets.hf_card import model_card
+from phiquant.targets.names import Target, default_output
+from phiquant.targets.safetensors_files import StoredTensor, check, planned_files, shards
+from phiquant.targets.source_files import copied_files
+from phiquant.tensor import check_best
+
+# Of the source's own quantization, or code that is not copied along.
+_DROPPED = ("quantization", "quantization_config", "auto_map", "_name_or_path")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a target's options say; None where they don't. A group of 0 is a whole row."""
+
+    group: int | None
+    symmetric: bool | None
+    dtype: str
+
+
+def plan_hf(
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    facts: SourceFacts,
+    target: Target,
+    *,
+    best: bool = False,
+    overrides: Iterable[tuple[str, str]] = (),
+    importance: Mapping[str, NDArray[np.float32]] | None = None,
+) -> PlannedTarget:
+    """Plan the Hugging Face folder of a checkpoint.
+
+    Parameters
+    ----------
+    facts : SourceFacts
+    best : bool
+        Search scales and zero points for the least squared error.
+    overrides : iterable of (glob, name)
+        On source tensor names; see :func:`phiquant.recipes.hf.scheme_of`.
+    importance : mapping of str to float32 array, optional
+        Weights of columns by source tensor name, for ``best``.
+
+    Raises
+    ------
+    phiquant.UsageError, phiquant.UnsupportedError, phiquant.FormatError
+        Options, groups or globs that make no sense, a search that is not built, no tokenizer.
+    """
+    options = parse_options(target, spec)
+    assignment = assign(
+        spec,
+        target.preset,
+        group=options.group,
+        symmetric=options.symmetric,
+        overrides=overrides,
+    )
+    stored = [
+        _stored(
+            tensor, assignment.schemes.get(tensor.source), options.dtype, best, importance or {}
+        )
+        for tensor in spec.tensors
+    ]
+    files, index = planned_files(shards(stored), {"format": "pt"})
+    notes = _notes(assignment)
+    texts = {
+        **({} if index is None else {safetensors.INDEX: index}),
+        "config.json": config(facts.config, spec, assignment, dtype=FLOATS[options.dtype][1]),
+        "README.md": model_card(facts.name, str(target), facts.card, assignment, best),
+        **copied_files(checkpoint.folder),
+    }
+    files += [PlannedFile(name, len(text), text, ()) for name, text in texts.items()]
+
+    def places(path: Path) -> list[Path]:
+        return [path / file.name for file in files]
+
+    return PlannedTarget(
+        target=str(target),
+        name=default_output(facts.name, target),
+        files=tuple(files),
+        places=places,
+        notes=notes,
+        check=check,
+        companions=lambda path: {},
+        hint=_hint,
+        folder=True,
+    )
+
+
+def parse_options(target: Target, spec: ModelSpec) -> Options:
+    """The options of an ``hf:`` target.
+
+    Raises
+    ------
+    phiquant.UsageError
+        An option that there is not, or a value that it cannot have.
+    """
+    group: int | None = None
+    symmetric: bool | None = None
+    dtype = _own_dtype(target, spec)
+    for key, value in target.options:
+        if key == "group" and value == "channel":
+            group = 0
+        elif key == "group" and isinstance(value, str) and value.isdigit():
+            group = int(value)
+            if group not in GROUPS or group == 0:
+                raise UsageError(
+                    f"'{target}': there are groups of 16, 32, 64, 128 and channel, not {value}",
+                    remedy="Choose one of them.",
+                )
+        elif key in ("sym", "asym") and value is True and symmetric is None:
+            symmetric = key == "sym"
+        elif key == "dtype" and value in FLOATS and target.preset not in FLOATS:
+            dtype = str(value)
+        else:
+            word = key if value is True else f"{key}={value}"
+            raise UsageError(
+                f"'{target}': Hugging Face targets have no option '{word}' here",
+                remedy="There are group=16|32|64|128|channel, sym or asym, "
+                "and dtype=bf16|fp16|fp32.",
+            )
+    return Options(group, symmetric, dtype)
+
+
+def config(
+    source: Mapping[str, object], spec: ModelSpec, assignment: Assignment, *, dtype: str
+) -> bytes:
+    """The text of ``config.json``: the source's, and how matrices are held.
+
+    Parameters
+    ----------
+    dtype : str
+        ``bfloat16``, ``float16`` or ``float32``: of what is not quantized, and of scales.
+    """
+    made = {key: value for key, value in source.items() if key not in _DROPPED}
+    # Versions of transformers before 4.56 know the older name only.
+    made["torch_dtype"] = made["dtype"] = dtype
+    made["tie_word_embeddings"] = spec.tied
+    quantization = assignment.config()
+    if quantization is not None:
+        made["quantization_config"] = quantization
+    return (json.dumps(made, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _own_dtype(target: Target, spec: ModelSpec) -> str:
+    """The type of scales and of what is not quantized: the preset's own, else the source's."""
+    if target.preset in FLOATS:
+        return target.preset
+    return {"float16": "fp16", "float32": "fp32"}.get(spec.dtype or "", "bf16")
+
+
+def _stored(
+    tensor: TensorRole,
+    scheme: Scheme | None,
+    dtype: str,
+    best: bool,
+    importance: Mapping[str, NDArray[np.float32]],
+) -> list[StoredTensor]:
+    """What the container holds of a source tensor."""
+    codec, _, kind = FLOATS[dtype]
+    if scheme is None:
+        size = find_codec(codec).bytes_of(tensor.elements // tensor.shape[-1], tensor.shape[-1])
+        plain = PlannedTensor(tensor.source, tensor.source, codec, tensor.shape, 0, size)
+        return [StoredTensor(kind, plain)]
+    rows, columns = tensor.shape
+    name = scheme.codec(codec)
+    if best:
+        check_best(find_codec(name), tensor=tensor.source)
+    weights = importance.get(tensor.source) if best else None
+    planes = find_codec(name).planes(rows, columns)
+    groups = planes[1].row_elements
+    shapes = _containers(scheme, rows, columns, groups, kind)
+    found = []
+    if not scheme.activations:
+        # What the codes' own shape does not tell: where a row's last word has codes to spare.
+        shape = np.array(tensor.shape, "<i8").tobytes()
+        literal = PlannedTensor(
+            _part(tensor, "weight_shape"), None, "i64", (2,), 0, len(shape), literal=shape, count=0
+        )
+        found.append(StoredTensor("I64", literal))
+    for plane, (part, type_, container) in sorted(shapes.items(), key=lambda item: item[0] == 1):
+        planned = PlannedTensor(
+            _part(tensor, part),
+            tensor.source,
+            name,
+            container,
+            0,
+            planes[plane].nbytes,
+            importance=weights,
+            best=best,
+            plane=plane,
+            count=rows * columns if plane == 0 else None,
+        )
+        found.append(StoredTensor(type_, planned))
+    return found
+
+
+def _containers(
+    scheme: Scheme, rows: int, columns: int, groups: int, kind: str
+) -> Mapping[int, tuple[str, str, tuple[int, ...]]]:
+    """Each plane's part of the tensor's name, type and shape."""
+    scales = ("weight_scale", kind, (rows, groups))
+    if scheme.activations:
+        return {0: ("weight", "I8", (rows, columns)), 1: scales}
+    words = -(-columns * scheme.bits // 32)
+    found = {0: ("weight_packed", "I32", (rows, words)), 1: scales}
+    if not scheme.symmetric:
+        found[2] = ("weight_zero_point", "I32", (-(-rows * scheme.bits // 32), groups))
+    return found
+
+
+def _part(tensor: TensorRole, part: str) -> str:
+    return f"{tensor.source.removesuffix('.weight')}.{part}"
+
+
+def _notes(assignment: Assignment) -> tuple[str, ...]:
+    """What users should know: which runtimes take which schemes."""
+    packed = {s for s in assignment.schemes.values() if s is not None and not s.activations}
+    notes = []
+    if bits := sorted({scheme.bits for scheme in packed if scheme.bits != 4}):
+        listed = " and ".join(map(str, bits))
+        notes.append(f"vLLM runs packed weights of {listed} bits on GPUs only; 4 bits anywhere")
+    if any(not scheme.symmetric for scheme in packed):
+        notes.append(
+            "compressed-tensors 0.18 to 0.20 cannot load zero points in transformers, unless with "
+            "CompressedTensorsConfig(dequantize=True); 0.17 can, and vLLM"
+        )
+    return tuple(notes)
+
+
+def _hint(path: Path) -> str:
+    code = (
+        "from transformers import pipeline; "
+        f"print(pipeline('text-generation', {str(path)!r})('Hello')[0]['generated_text'])"
+    )
+    return f"python -c {shlex.quote(code)}"
