@@ -131,7 +131,7 @@ def main() -> None:
     memory = peak(chosen.model, chosen.text, chosen.context, chosen.tokens, threads)
     found = least(parts, chosen.repeats)
     heads = least(
-        {"products": products(2 * head, GROUP, threads), "scoring": scoring}, chosen.repeats
+        {"products": products(head, 2 * GROUP, threads), "scoring": scoring}, chosen.repeats
     )
     print(
         f"{chosen.model.name}: {ids.size} tokens in windows of {chosen.context}, {threads} threads"

@@ -11,7 +11,6 @@ import numpy as np
 from phiquant.architectures import ModelSpec, TensorRole
 from phiquant.codecs import affine_name
 from phiquant.onnx import Graph, Node, Tensor, TensorInfo
-from phiquant.reference.attention import rotation
 from phiquant.targets.onnx_options import Grid, Settings
 
 _DTYPES = {"f32": "float32", "f16": "float16"}
@@ -353,6 +352,9 @@ class _Builder:
 
     def _rope(self) -> None:
         """The tables of cosines and sines, in two versions where longrope has two."""
+        # Whoever only imports phiquant needs no forward pass.
+        from phiquant.reference.attention import rotation
+
         rope, context = self.spec.rope, self.spec.context
         if rope.scaling is None or context <= rope.original_context:
             for kind, values in zip(("cos", "sin"), rotation(rope, context), strict=True):
