@@ -22,7 +22,7 @@ from phiquant.targets.names import GGUF_PRESETS
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "evaluation.md"
-TOKENS = 4096
+TOKENS, REPETITION = 4096, 32
 BEGIN, END = "<!-- presets: tests/benchmarks/presets.py -->\n", "<!-- /presets -->\n"
 
 
@@ -80,6 +80,7 @@ def main() -> None:
                 models,
                 source,
                 tokens=TOKENS,
+                repetition=REPETITION,
                 threads=chosen.threads,
                 progress=sys.stderr.isatty(),
             )

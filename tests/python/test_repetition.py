@@ -13,7 +13,7 @@ from cli_process import phiquant
 
 import phiquant as pq
 from phiquant.evaluate import evaluate
-from phiquant.evaluate.repetition import Texts, ends_of, loop_of, repeated
+from phiquant.evaluate.repetition import Texts, default_count, ends_of, loop_of, repeated
 from phiquant.measure.store import Store
 from phiquant.reference import Decoder
 from phiquant.reference.generation import greedy
@@ -107,7 +107,7 @@ def test_loops_of_a_model_that_lost_much_are_reported(
     bad = tmp_path / "bad.gguf"
     pq.convert(DATA / "phi35", "q2_0", bad)
     models = [DATA / "phi35", converted("phi35", "q8_0"), bad]
-    result = evaluate(models, DATA / "phi35", cache=False, **SETTINGS)
+    result = evaluate(models, DATA / "phi35", cache=False, repetition=32, **SETTINGS)
     same, _, worse = (score.repetition for score in result.scores)
     assert same is not None and worse is not None and result.source_repetition is not None
     assert same == result.source_repetition and same.new == ()
@@ -126,6 +126,17 @@ def test_loops_of_a_model_that_lost_much_are_reported(
     assert without.scores[0].mean_kld == result.scores[2].mean_kld
     with pytest.raises(pq.UsageError, match="repetition must be a number from 0 on"):
         evaluate(bad, DATA / "phi35", repetition=-1, **SETTINGS)
+
+
+def test_by_default_greedy_texts_take_a_small_share_of_the_time(converted: Any) -> None:
+    """A pass costs as much as a hundred tokens: one for 640 is about an eighth, source included."""
+    assert [default_count(tokens) for tokens in (64, 5119, 5120, 7680, 20479, 10**6)] == [
+        *(0, 0, 8, 12, 31, 32)
+    ]
+    without = evaluate(DATA / "phi35", DATA / "phi35", cache=False, **SETTINGS)
+    assert without.source_repetition is None and "repeats" not in str(without)
+    long = evaluate(DATA / "phi35", DATA / "phi35", cache=False, **(SETTINGS | {"tokens": 5120}))
+    assert long.source_repetition is not None and "repeats" in str(long)
 
 
 def test_texts_are_kept_for_the_next_run(

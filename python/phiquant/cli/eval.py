@@ -58,9 +58,8 @@ GATE_MISSED = 5
     section=_WHAT,
     metavar="N",
     type=click.IntRange(0),
-    default=32,
     help="Tokens to generate greedily after eight prompts, to see whether models run into loops; 0 "
-    "for none. Default: 32.",
+    "for none. Default: one for each 640 tokens of the text, from 8 to 32.",
 )
 @option(
     "--max-kld",
@@ -94,7 +93,7 @@ def command(
     context: int,
     tokens: int | None,
     tokenizer: str | None,
-    repetition: int,
+    repetition: int | None,
     max_kld: float | None,
     max_perplexity_ratio: float | None,
     min_top1: float | None,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from phiquant.checkpoint import Checkpoint, open_checkpoint
 from phiquant.errors import FormatError, UsageError
 from phiquant.evaluate.reading import Reading
-from phiquant.evaluate.repetition import TOKENS, Repetition, Texts, ends_of
+from phiquant.evaluate.repetition import Repetition, Texts, default_count, ends_of
 from phiquant.evaluate.tokens import Divergences, Likelihoods
 from phiquant.measure.bar import Bar
 from phiquant.measure.layers import check_memory
@@ -135,20 +135,21 @@ class Evaluation:
                 f"{score.p999_kld:.4f}",
                 f"{score.rms_dp:.2%}",
                 f"{score.top1:.2%} ± {score.top1_error:.2%}",
-                "" if score.repetition is None else f"{score.repetition.share:.1%}",
+                *([f"{score.repetition.share:.1%}"] if score.repetition else []),
             )
             for score in self.scores
         ]
         head = (
             *("model", "size", "bits/weight", "perplexity", "ratio"),
-            *("mean KLD", "median", "99.9%", "rms Δp", "same top", "repeats"),
+            *("mean KLD", "median", "99.9%", "rms Δp", "same top"),
+            *(["repeats"] if self.source_repetition else []),
         )
         text = "the built-in text" if self.text == "built-in" else self.text
         return (
             f"{self.source}: perplexity {self.source_perplexity:.4g} ± "
             f"{self.source_perplexity_error:.2g} ({self.scored} tokens scored in {self.windows} "
             f"windows of {self.context}, {text})\n"
-            + table(head, rows, "lrrrrrrrrrr")
+            + table(head, rows, "l".ljust(len(head), "r"))
             + "".join(f"\n{line}" for line in self._repeats())
         )
 
@@ -180,7 +181,7 @@ def evaluate(
     context: int = 512,
     tokens: int | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
-    repetition: int = TOKENS,
+    repetition: int | None = None,
     threads: int | None = None,
     cache: bool | Store = True,
     progress: bool | Callable[[int, int], None] = False,
@@ -205,9 +206,10 @@ def evaluate(
         At most so many; all of the text by default.
     tokenizer : str or path, optional
         The folder of ``tokenizer.json`` where it is not the source's own.
-    repetition : int
+    repetition : int, optional
         Tokens to generate greedily after each of up to eight prompts, to see what they repeat: each
-        may cost one pass over the weights. 0 generates none.
+        may cost a pass over the weights. 0 generates none. By default it is one for each 640 tokens
+        of the text, which takes about an eighth of the time; at most 32, and none below 8.
     threads : int, optional
         One a processor by default.
     cache : bool or Store
@@ -237,7 +239,7 @@ def evaluate(
     listed = [models] if isinstance(models, (str, os.PathLike, Checkpoint)) else list(models)
     if not listed:
         raise UsageError("there is no model to evaluate")
-    if not isinstance(repetition, int) or isinstance(repetition, bool) or repetition < 0:
+    if repetition is not None and (type(repetition) is not int or repetition < 0):
         raise UsageError(f"repetition must be a number from 0 on, not {repetition!r}")
     decoders = [Decoder(_open(one), threads=threads) for one in (against, *listed)]
     source = decoders[0]
@@ -259,7 +261,8 @@ def evaluate(
     store = Store() if cache is True else cache or None
     reading = Reading(source, decoders[1:], ids, store)
     ends = ends_of(source.checkpoint, source.spec.vocabulary, tokenizer)
-    texts = Texts(source, decoders[1:], ids, repetition, ends=ends, store=store)
+    count = default_count(ids.size) if repetition is None else repetition
+    texts = Texts(source, decoders[1:], ids, count, ends=ends, store=store)
     total, begun = reading.total + texts.total, reading.begun + texts.begun
     with Bar(progress, total, about="evaluating", unit="mul", begin=begun) as watch:
         base, found = reading.run(lambda done: watch(done + texts.begun))
