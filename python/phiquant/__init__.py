@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from phiquant import gguf, safetensors
+from phiquant import gguf, onnx, safetensors
 from phiquant._core import version as __version__
 from phiquant.checkpoint import Checkpoint, open_checkpoint
 from phiquant.codecs import Codec, all_codecs
@@ -49,6 +49,7 @@ __all__ = [
     "calibrate",
     "convert",
     "gguf",
+    "onnx",
     "open",
     "plan",
     "quantize",

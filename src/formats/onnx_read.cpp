@@ -19,7 +19,7 @@ using namespace onnx_field;
 
 constexpr const char* k_fetch_again = "The file is damaged or incomplete: fetch it again.";
 // A message of two bytes becomes a struct of hundreds. Real models have some 10 000 of them.
-constexpr std::size_t k_most_messages = std::size_t{1} << 21;
+constexpr std::size_t k_most_messages = std::size_t{1} << 19;
 constexpr std::size_t k_most_numbers = std::size_t{1} << 26;
 // If within Loop within If is deep already; each level takes stack.
 constexpr int k_deepest_graph = 16;

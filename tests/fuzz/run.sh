@@ -13,14 +13,14 @@ build=${2:-${TMPDIR:-/tmp}/phiquant-fuzz}
 compiler=${CXX:-clang++}
 mkdir -p "$build"
 
-for target in safetensors gguf; do
+for target in safetensors gguf onnx; do
     echo "building fuzz_$target"
     "$compiler" -std=c++20 -O1 -g -Wall -Wextra -I "$src" \
         -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
         "$here/fuzz_$target.cpp" "$src"/formats/*.cpp "$src/tensor/dtype.cpp" \
         -o "$build/fuzz_$target"
 done
-for target in safetensors gguf; do
+for target in safetensors gguf onnx; do
     echo "running fuzz_$target for $seconds seconds"
     mkdir -p "$build/corpus_$target"
     # A hostile count that reaches an allocator shows as an allocation of more than 64 MiB.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx_peer import quantized
 
 import phiquant as pq
+from onnx_peer import quantized
 from places import DATA
 
 BLOCKS = (16, 32, 64, 128, 256)
