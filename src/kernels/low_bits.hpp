@@ -5,6 +5,7 @@
 #include "base/half.hpp"
 #include "kernels/blocks.hpp"
 #include "kernels/narrowing.hpp"
+#include "kernels/point_decode.hpp"
 #include "kernels/small_blocks.hpp"
 #include "kernels/table.hpp"
 #include "kernels/transposition.hpp"
@@ -138,13 +139,16 @@ void encode_rows(const Rows& rows, BlockQ20* block) noexcept {
     }
 }
 
+static constexpr PointTable k_q2_0_levels({-1, 0, 1, 2, -1, 0, 1, 2});
+
 template <class Arch>
 void decode_values(const BlockQ20* block, std::uint64_t values, float* out) noexcept {
     for (std::uint64_t left = values / k_q2_0_values; left > 0; --left, ++block) {
         const float scale = half_to_float(block->scale);
-        const float levels[4] = {-1.0f * scale, 0.0f * scale, scale, 2.0f * scale};
-        for (const std::uint8_t codes : block->codes) {
-            for (unsigned i = 0; i < 8; i += 2) *out++ = levels[codes >> i & 3];
+        for (std::size_t i = 0; i < sizeof(block->codes); i += 4, out += 16) {
+            std::uint16_t words[2];
+            std::memcpy(words, block->codes + i, sizeof(words));
+            decode_points<Arch, 2>(words[0], words[1], k_q2_0_levels, scale, 0, out);
         }
     }
 }
