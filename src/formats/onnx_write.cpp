@@ -57,6 +57,8 @@ template <class... Cases>
 struct Overloaded : Cases... {
     using Cases::operator()...;
 };
+template <class... Cases>
+Overloaded(Cases...) -> Overloaded<Cases...>;  // clang 14 does not deduce it from the aggregate
 
 ProtoWriter written(const OnnxAttribute& attribute) {
     ProtoWriter out;
