@@ -1,4 +1,4 @@
-// The search for MatMulNBits' scales and zero points: quality "best" of the rule ort.
+// The search for scales and zero points that are codes: quality "best" of the rules ort and nncf.
 //
 // Every zero point near the range's own, with scales that leave off more or less of the range, each
 // refitted by least squares to the codes that it gives; for symmetric grids scales of both signs.
@@ -16,7 +16,7 @@ class OrtSearch {
 public:
     using Batch = F32<Arch>;
     static constexpr std::size_t lanes = Batch::size;
-    /// Longer groups (whole rows) are not searched: MatMulNBits has none.
+    /// Longer groups (whole rows) are not searched.
     static constexpr std::uint64_t longest = 256;
 
     struct Found {
@@ -209,11 +209,11 @@ private:
     float most_ = 0.0f;
 };
 
+/// Better parameters than those of a rule, which `out` holds.
 template <class Arch, AffineScale type, bool weighted>
-void best_ort_as(const AffineGrid& grid, const AffineRows& rows, const AffineCodes& out) noexcept {
+void improve_as(const AffineGrid& grid, const AffineRows& rows, const AffineCodes& out) noexcept {
     using Search = OrtSearch<Arch, type, weighted>;
     constexpr std::size_t lanes = Search::lanes;
-    encode_ort<Arch>(grid, rows, out);
     const std::uint64_t group = grid.group;
     if (group > Search::longest || group % 16 != 0) return;
     const std::uint64_t groups = (rows.columns + group - 1) / group;
@@ -275,21 +275,27 @@ void best_ort_as(const AffineGrid& grid, const AffineRows& rows, const AffineCod
     }
 }
 
-/// Scales and zero points searched for the least squared error, each column's times its importance.
 template <class Arch>
-void best_ort(const AffineGrid& grid, const AffineRows& rows, const AffineCodes& out) noexcept {
+void improve(const AffineGrid& grid, const AffineRows& rows, const AffineCodes& out) noexcept {
     const bool weighted = rows.importance != nullptr;
     switch (grid.scale) {
         case AffineScale::f16:
-            return weighted ? best_ort_as<Arch, AffineScale::f16, true>(grid, rows, out)
-                            : best_ort_as<Arch, AffineScale::f16, false>(grid, rows, out);
+            return weighted ? improve_as<Arch, AffineScale::f16, true>(grid, rows, out)
+                            : improve_as<Arch, AffineScale::f16, false>(grid, rows, out);
         case AffineScale::bf16:
-            return weighted ? best_ort_as<Arch, AffineScale::bf16, true>(grid, rows, out)
-                            : best_ort_as<Arch, AffineScale::bf16, false>(grid, rows, out);
+            return weighted ? improve_as<Arch, AffineScale::bf16, true>(grid, rows, out)
+                            : improve_as<Arch, AffineScale::bf16, false>(grid, rows, out);
         case AffineScale::f32:
-            return weighted ? best_ort_as<Arch, AffineScale::f32, true>(grid, rows, out)
-                            : best_ort_as<Arch, AffineScale::f32, false>(grid, rows, out);
+            return weighted ? improve_as<Arch, AffineScale::f32, true>(grid, rows, out)
+                            : improve_as<Arch, AffineScale::f32, false>(grid, rows, out);
     }
+}
+
+/// Scales and zero points searched for the least squared error, each column's times its importance.
+template <class Arch>
+void best_ort(const AffineGrid& grid, const AffineRows& rows, const AffineCodes& out) noexcept {
+    encode_ort<Arch>(grid, rows, out);
+    improve<Arch>(grid, rows, out);
 }
 
 }  // namespace phiquant::kernels

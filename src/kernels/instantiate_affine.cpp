@@ -7,6 +7,7 @@
 #include "kernels/affine_nncf.hpp"
 #include "kernels/affine_ort.hpp"
 #include "kernels/best_affine_mlx.hpp"
+#include "kernels/best_affine_nncf.hpp"
 #include "kernels/best_affine_ort.hpp"
 #include "kernels/mlx_floats.hpp"
 
@@ -18,7 +19,7 @@ template <>
 const AffineTable& affine_table<Arch>() noexcept {
     static constexpr AffineTable kernels{
         .ort = {&encode_ort<Arch>, &best_ort<Arch>},
-        .nncf = {&encode_nncf<Arch>},
+        .nncf = {&encode_nncf<Arch>, &best_nncf<Arch>},
         .mlx = {&encode_mlx<Arch>, &best_mlx<Arch>},
         .ct = {&encode_ct<Arch>},
         .mxfp4 = {&encode_mlx_float<Arch, Mxfp4>},

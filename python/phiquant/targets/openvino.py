@@ -15,7 +15,7 @@ from phiquant import _core, openvino
 from phiquant.architectures import ModelSpec
 from phiquant.checkpoint import Checkpoint
 from phiquant.codecs import find_codec
-from phiquant.errors import InternalError
+from phiquant.errors import InternalError, UsageError
 from phiquant.plan import PlannedFile, PlannedTarget, PlannedTensor
 from phiquant.targets.gguf_metadata import SourceFacts
 from phiquant.targets.modelfile import eos_ids
@@ -49,7 +49,8 @@ def plan_openvino(
     Parameters
     ----------
     best : bool
-        Search scales for the least squared error.
+        Search the groups' scales for the least squared error; scales of whole rows (embedding and
+        output) stay the rule's.
     overrides : iterable of (glob, name)
         On source tensor names; see :func:`phiquant.targets.openvino_options.settings_of`.
     importance : mapping of str to float32 array, optional
@@ -61,6 +62,11 @@ def plan_openvino(
         Options that make no sense, a tokenizer that OpenVINO's operations cannot be, missing files.
     """
     settings = settings_of(target, spec, overrides)
+    if best and settings.matrix.bits < 16 and settings.matrix.group is None:
+        raise UsageError(
+            f"'{target}' has one scale a row, which quality='best' does not search for",
+            remedy="Take groups, as openvino:int4_sym,group=128, or leave quality out.",
+        )
     graph = decoder(spec, settings.encoding)
     files = [
         *_model_files(graph, spec, settings, target, best, importance or {}),
@@ -109,7 +115,8 @@ def _model_files(
         planes = codec.planes(*role.shape) if codec.has_planes else ()
         if planes and planes[item.plane].nbytes != item.nbytes:
             raise InternalError("a plane is not as the graph has it", tensor=item.label)
-        searched = best and encoding.bits < 16
+        # Embedding and output keep the rule's scale a row, as NNCF's backup; nothing is searched.
+        searched = best and encoding.group is not None
         if searched:
             check_best(codec, tensor=item.source)
         tensors.append(
