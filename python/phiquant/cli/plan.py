@@ -78,7 +78,7 @@ def show_plan(
     as_json: bool,
 ) -> None:
     """Print what would be written, and refuse what a run would refuse."""
-    from phiquant.execution import preflight
+    from phiquant.preflight import preflight
     from phiquant.tensor import check_threads
 
     outputs = plan.outputs(out)

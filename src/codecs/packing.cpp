@@ -1,0 +1,381 @@
+// Codes, scales and zero points as bit streams, and back.
+#include <algorithm>
+#include <cstring>
+
+#include "base/half.hpp"
+#include "codecs/planes.hpp"
+#include "codecs/stored_scales.hpp"
+
+namespace phiquant::codecs {
+namespace {
+
+// E8M0: 2^(code - 127), of which 2^-127 is no normal number.
+float number_of_e8m0(std::uint8_t code) noexcept {
+    return __builtin_bit_cast(float,
+                              code == 0 ? 0x00400000u : static_cast<std::uint32_t>(code) << 23);
+}
+
+std::uint8_t e8m0_of(float power) noexcept {
+    return static_cast<std::uint8_t>(__builtin_bit_cast(std::uint32_t, power) >> 23);
+}
+
+// E4M3 with sign; its one NaN is left a number, as mlx has it.
+float number_of_e4m3(std::uint8_t code) noexcept {
+    const std::uint32_t exponent = code >> 3 & 15u, mantissa = code & 7u;
+    const float magnitude =
+        exponent == 0 ? static_cast<float>(mantissa) * 0x1p-9f
+                      : __builtin_bit_cast(float, (exponent + 120) << 23 | mantissa << 20);
+    return (code & 0x80u) != 0 ? -magnitude : magnitude;
+}
+
+// Of a number that E4M3 has, and that is not negative.
+std::uint8_t e4m3_of(float number) noexcept {
+    if (number < 0x1p-6f) return static_cast<std::uint8_t>(number * 0x1p9f);
+    return static_cast<std::uint8_t>((__builtin_bit_cast(std::uint32_t, number) >> 20) -
+                                     (120 << 3));
+}
+
+float number_of_e2m1(std::uint8_t code) noexcept {
+    constexpr float levels[8] = {0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f};
+    return (code & 8u) != 0 ? -levels[code & 7u] : levels[code & 7u];
+}
+
+// Little-endian bit stream, low bits first: eight codes fill as many bytes as they have bits.
+void pack_bits(const std::uint8_t* codes, std::uint64_t count, unsigned bits, std::uint8_t flip,
+               std::uint8_t* out) noexcept {
+    const auto code = [&](std::uint64_t i) { return static_cast<std::uint8_t>(codes[i] ^ flip); };
+    std::uint64_t i = 0;
+    if (bits == 8) {
+        for (; i < count; ++i) out[i] = code(i);
+    } else if (bits == 4) {
+        for (; i + 2 <= count; i += 2) {
+            *out++ = static_cast<std::uint8_t>(code(i) | code(i + 1) << 4);
+        }
+    } else {
+        for (; i + 8 <= count; i += 8, out += bits) {
+            std::uint64_t word = 0;
+            for (unsigned k = 0; k < 8; ++k) {
+                word |= static_cast<std::uint64_t>(code(i + k)) << (k * bits);
+            }
+            for (unsigned k = 0; k < bits; ++k) out[k] = static_cast<std::uint8_t>(word >> 8 * k);
+        }
+    }
+    std::uint64_t word = 0;
+    unsigned filled = 0;
+    for (; i < count; ++i) {
+        word |= static_cast<std::uint64_t>(code(i)) << filled;
+        for (filled += bits; filled >= 8; filled -= 8, word >>= 8) {
+            *out++ = static_cast<std::uint8_t>(word);
+        }
+    }
+    if (filled > 0) *out = static_cast<std::uint8_t>(word);
+}
+
+void unpack_bits(const std::uint8_t* bytes, std::uint64_t count, unsigned bits, std::uint8_t flip,
+                 std::uint8_t* codes) noexcept {
+    const auto mask = static_cast<std::uint8_t>((1u << bits) - 1);
+    if (bits == 8) {
+        for (std::uint64_t i = 0; i < count; ++i) {
+            codes[i] = static_cast<std::uint8_t>(bytes[i] ^ flip);
+        }
+        return;
+    }
+    if (bits == 4) {
+        for (std::uint64_t i = 0; i + 2 <= count; i += 2) {
+            codes[i] = static_cast<std::uint8_t>((bytes[i / 2] & 15u) ^ flip);
+            codes[i + 1] = static_cast<std::uint8_t>(bytes[i / 2] >> 4 ^ flip);
+        }
+        if (count % 2 != 0) {
+            codes[count - 1] = static_cast<std::uint8_t>((bytes[count / 2] & 15u) ^ flip);
+        }
+        return;
+    }
+    for (std::uint64_t i = 0; i < count; ++i) {
+        const std::uint64_t at = i * bits;
+        unsigned word = bytes[at / 8];
+        if (at % 8 + bits > 8) word |= static_cast<unsigned>(bytes[at / 8 + 1]) << 8;
+        codes[i] = static_cast<std::uint8_t>((word >> at % 8 & mask) ^ flip);
+    }
+}
+
+void narrow(const float* values, std::uint64_t count, Stored type, std::byte* out) noexcept {
+    if (type == Stored::f32) {
+        std::memcpy(out, values, 4 * count);
+        return;
+    }
+    if (type == Stored::e8m0 || type == Stored::e4m3) {
+        for (std::uint64_t i = 0; i < count; ++i) {
+            out[i] = std::byte{type == Stored::e8m0 ? e8m0_of(values[i]) : e4m3_of(values[i])};
+        }
+        return;
+    }
+    for (std::uint64_t i = 0; i < count; ++i) {
+        const std::uint16_t bits =
+            type == Stored::f16 ? float_to_half(values[i]) : float_to_bfloat(values[i]);
+        std::memcpy(out + 2 * i, &bits, 2);
+    }
+}
+
+void widen(const std::byte* from, std::uint64_t count, Stored type, float* out) noexcept {
+    if (type == Stored::f32) {
+        std::memcpy(out, from, 4 * count);
+        return;
+    }
+    if (type == Stored::e8m0 || type == Stored::e4m3) {
+        for (std::uint64_t i = 0; i < count; ++i) {
+            const auto code = static_cast<std::uint8_t>(from[i]);
+            out[i] = type == Stored::e8m0 ? number_of_e8m0(code) : number_of_e4m3(code);
+        }
+        return;
+    }
+    for (std::uint64_t i = 0; i < count; ++i) {
+        std::uint16_t bits;
+        std::memcpy(&bits, from + 2 * i, 2);
+        out[i] = type == Stored::f16 ? half_to_float(bits) : bfloat_to_float(bits);
+    }
+}
+
+// The bit that makes an offset code a signed one.
+std::uint8_t flip_of(const Codec& codec) noexcept {
+    const bool is_signed = codec.affine.symmetric &&
+                           (codec.layout == Layout::openvino || codec.layout == Layout::transposed);
+    return is_signed ? static_cast<std::uint8_t>(1u << (codec.affine.bits - 1)) : std::uint8_t{0};
+}
+
+// Rows of a tile taken in steps, so that transposing needs little memory.
+constexpr std::uint64_t k_lines_at_once = 256;
+
+// Calls put(first element, elements, codes [elements][rows]) for runs of transposed codes.
+template <class Put>
+void for_transposed(const std::uint8_t* codes, std::uint64_t rows, std::uint64_t elements,
+                    const Put& put) noexcept {
+    std::uint8_t line[k_lines_at_once];
+    for (std::uint64_t e = 0; e < elements; ++e) {
+        for (std::uint64_t row = 0; row < rows; row += k_lines_at_once) {
+            const std::uint64_t count = std::min(k_lines_at_once, rows - row);
+            for (std::uint64_t i = 0; i < count; ++i) line[i] = codes[(row + i) * elements + e];
+            put(e, row, count, line);
+        }
+    }
+}
+
+void pack_codes(const Plane& plane, const std::uint8_t* codes, std::uint64_t rows, unsigned bits,
+                std::uint8_t flip, std::byte* out) noexcept {
+    auto* bytes = reinterpret_cast<std::uint8_t*>(out);
+    const std::uint64_t elements = plane.row_elements;
+    if (plane.transposed) {
+        const std::uint64_t line_bytes = rows * bits / 8;
+        for_transposed(
+            codes, rows, elements,
+            [&](std::uint64_t e, std::uint64_t row, std::uint64_t count, const std::uint8_t* line) {
+                pack_bits(line, count, bits, flip, bytes + e * line_bytes + row * bits / 8);
+            });
+        return;
+    }
+    if (plane.rows_per_line > 1) {
+        // Words of 32 bits, each with the same element of several rows.
+        std::memset(bytes, 0, piece_bytes(plane, rows));
+        for (std::uint64_t row = 0; row < rows; ++row) {
+            const std::uint64_t line = row / plane.rows_per_line;
+            const std::uint64_t at = row % plane.rows_per_line * bits;
+            for (std::uint64_t e = 0; e < elements; ++e) {
+                bytes[(line * elements + e) * 4 + at / 8] |=
+                    static_cast<std::uint8_t>((codes[row * elements + e] ^ flip) << at % 8);
+            }
+        }
+        return;
+    }
+    if (plane.line_bits == elements * bits) {
+        pack_bits(codes, rows * elements, bits, flip, bytes);
+        return;
+    }
+    for (std::uint64_t row = 0; row < rows; ++row) {
+        pack_bits(codes + row * elements, elements, bits, flip, bytes + row * plane.line_bits / 8);
+    }
+}
+
+void unpack_codes(const Plane& plane, const std::byte* piece, std::uint64_t rows, unsigned bits,
+                  std::uint8_t flip, std::uint8_t* codes) noexcept {
+    const auto* bytes = reinterpret_cast<const std::uint8_t*>(piece);
+    const std::uint64_t elements = plane.row_elements;
+    if (plane.transposed) {
+        const std::uint64_t line_bytes = rows * bits / 8;
+        std::uint8_t line[k_lines_at_once];
+        for (std::uint64_t e = 0; e < elements; ++e) {
+            for (std::uint64_t row = 0; row < rows; row += k_lines_at_once) {
+                const std::uint64_t count = std::min(k_lines_at_once, rows - row);
+                unpack_bits(bytes + e * line_bytes + row * bits / 8, count, bits, flip, line);
+                for (std::uint64_t i = 0; i < count; ++i) codes[(row + i) * elements + e] = line[i];
+            }
+        }
+        return;
+    }
+    if (plane.rows_per_line > 1) {
+        const auto mask = static_cast<std::uint8_t>((1u << bits) - 1);
+        for (std::uint64_t row = 0; row < rows; ++row) {
+            const std::uint64_t line = row / plane.rows_per_line;
+            const std::uint64_t at = row % plane.rows_per_line * bits;
+            for (std::uint64_t e = 0; e < elements; ++e) {
+                const unsigned byte = bytes[(line * elements + e) * 4 + at / 8];
+                codes[row * elements + e] =
+                    static_cast<std::uint8_t>((byte >> at % 8 & mask) ^ flip);
+            }
+        }
+        return;
+    }
+    if (plane.line_bits == elements * bits) {
+        unpack_bits(bytes, rows * elements, bits, flip, codes);
+        return;
+    }
+    for (std::uint64_t row = 0; row < rows; ++row) {
+        unpack_bits(bytes + row * plane.line_bits / 8, elements, bits, flip,
+                    codes + row * elements);
+    }
+}
+
+template <class Item>
+void transpose_items(const Item* from, std::uint64_t rows, std::uint64_t columns,
+                     Item* out) noexcept {
+    // Squares that stay in the first-level cache.
+    constexpr std::uint64_t k_side = 32;
+    for (std::uint64_t row = 0; row < rows; row += k_side) {
+        const std::uint64_t row_end = std::min(rows, row + k_side);
+        for (std::uint64_t column = 0; column < columns; column += k_side) {
+            const std::uint64_t column_end = std::min(columns, column + k_side);
+            for (std::uint64_t c = column; c < column_end; ++c) {
+                for (std::uint64_t r = row; r < row_end; ++r) {
+                    out[c * rows + r] = from[r * columns + c];
+                }
+            }
+        }
+    }
+}
+
+}  // namespace
+
+void pack(const Codec& codec, const Plane& plane, const Elements& from, std::uint64_t rows,
+          std::byte* out) noexcept {
+    const Stored type = stored(codec.affine);
+    const std::uint64_t groups = plane.row_elements;
+    switch (plane.content) {
+        case Content::blocks:
+            break;
+        case Content::codes:
+            pack_codes(plane, from.codes, rows, plane.bits, flip_of(codec), out);
+            break;
+        case Content::scales:
+        case Content::biases: {
+            const float* values = plane.content == Content::scales ? from.scales : from.zeros;
+            if (!plane.transposed) {
+                narrow(values, rows * groups, type, out);
+                break;
+            }
+            const std::uint32_t bytes = plane.bits / 8;
+            for (std::uint64_t row = 0; row < rows; ++row) {
+                for (std::uint64_t g = 0; g < groups; ++g) {
+                    narrow(values + row * groups + g, 1, type, out + (g * rows + row) * bytes);
+                }
+            }
+            break;
+        }
+        case Content::zero_points: {
+            // In place: a zero point's float makes room for its byte.
+            auto* bytes = reinterpret_cast<std::uint8_t*>(from.zeros);
+            for (std::uint64_t i = 0; i < rows * groups; ++i) {
+                const float zero = from.zeros[i];
+                bytes[i] = static_cast<std::uint8_t>(zero);
+            }
+            pack_codes(plane, bytes, rows, plane.bits, 0, out);
+            break;
+        }
+    }
+}
+
+void unpack(const Codec& codec, const Plane& plane, const std::byte* piece, std::uint64_t rows,
+            const Elements& out) noexcept {
+    const Stored type = stored(codec.affine);
+    const std::uint64_t elements = plane.row_elements;
+    switch (plane.content) {
+        case Content::blocks:
+            break;
+        case Content::codes:
+            unpack_codes(plane, piece, rows, plane.bits, flip_of(codec), out.codes);
+            break;
+        case Content::scales:
+        case Content::biases: {
+            float* values = plane.content == Content::scales ? out.scales : out.zeros;
+            if (plane.content == Content::scales && codec.affine.symmetric) {
+                const auto middle = static_cast<float>(1u << (codec.affine.bits - 1));
+                std::fill_n(out.zeros, rows * elements, middle);
+            }
+            if (!plane.transposed) {
+                widen(piece, rows * elements, type, values);
+                break;
+            }
+            const std::uint32_t bytes = plane.bits / 8;
+            for (std::uint64_t row = 0; row < rows; ++row) {
+                for (std::uint64_t g = 0; g < elements; ++g) {
+                    widen(piece + (g * rows + row) * bytes, 1, type, values + row * elements + g);
+                }
+            }
+            break;
+        }
+        case Content::zero_points: {
+            auto* bytes = reinterpret_cast<std::uint8_t*>(out.zeros);
+            unpack_codes(plane, piece, rows, plane.bits, 0, bytes);
+            for (std::uint64_t i = rows * elements; i-- > 0;) {
+                const std::uint8_t zero = bytes[i];
+                out.zeros[i] = zero;
+            }
+            break;
+        }
+    }
+}
+
+void dequantize(const Codec& codec, const Elements& from, std::uint64_t rows, std::uint64_t columns,
+                float* values) noexcept {
+    const std::uint64_t group = codec.affine.group_of(columns);
+    const std::uint64_t groups = codec.affine.groups_of(columns);
+    const Levels levels = codec.affine.levels;
+    const bool biased = codec.layout == Layout::mlx;
+    float table[256];
+    if (levels != Levels::integers) {
+        for (unsigned code = 0; code < 256; ++code) {
+            const auto byte = static_cast<std::uint8_t>(code);
+            table[code] = levels == Levels::e2m1 ? number_of_e2m1(byte) : number_of_e4m3(byte);
+        }
+    }
+    for (std::uint64_t row = 0; row < rows; ++row) {
+        for (std::uint64_t g = 0; g < groups; ++g) {
+            const std::uint64_t at = row * groups + g;
+            const std::uint64_t count = std::min(group, columns - g * group);
+            const std::uint8_t* codes = from.codes + at * group;
+            float* out = values + row * columns + g * group;
+            const float scale = from.scales[at], zero = from.zeros[at];
+            if (levels != Levels::integers) {
+                for (std::uint64_t i = 0; i < count; ++i) out[i] = table[codes[i]] * scale;
+            } else if (biased) {
+                for (std::uint64_t i = 0; i < count; ++i) {
+                    out[i] = static_cast<float>(codes[i]) * scale + zero;
+                }
+            } else {
+                for (std::uint64_t i = 0; i < count; ++i) {
+                    out[i] = (static_cast<float>(codes[i]) - zero) * scale;
+                }
+            }
+        }
+    }
+}
+
+void transpose(const std::byte* from, std::uint64_t rows, std::uint64_t columns,
+               std::uint32_t element_bytes, std::byte* out) noexcept {
+    if (element_bytes == 4) {
+        transpose_items(reinterpret_cast<const std::uint32_t*>(from), rows, columns,
+                        reinterpret_cast<std::uint32_t*>(out));
+    } else {
+        transpose_items(reinterpret_cast<const std::uint16_t*>(from), rows, columns,
+                        reinterpret_cast<std::uint16_t*>(out));
+    }
+}
+
+}  // namespace phiquant::codecs
