@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Every ftype's time beside llama-quantize's, from the same bfloat16 weights, as a table.
 
-    python tests/benchmarks/ftypes.py --work FOLDER [--layers N] [--ftype q4_k_m ...] [--no-peer]
+    python tests/benchmarks/ftypes.py --work FOLDER [--layers N] [--ftype q4_k_m ...] [--once] [--no-peer]
 
 Writes a synthetic checkpoint of Phi-3.5-mini's shape (--layers 32 is the whole; the default 1 keeps the slow ftypes of
 the peer bearable) and its BF16 GGUF, which the peer starts from: llama_model_quantize of the installed llama-cpp-python,
 which the program llama-quantize is a shell around, on all cores. phiquant starts from the safetensors. Ftypes that need
-or heed an importance matrix get the same random one on both sides, marked +im. Wall seconds of one run each, results
-compared tensor by tensor.
+or heed an importance matrix get the same random one on both sides, marked +im; with --once, only those that need one.
+One run each: seconds of processor time, of all threads together, and the ratio of those (wall time would tell what else
+the machine does); results are compared tensor by tensor.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--ftype", action="append")
+    parser.add_argument("--once", action="store_true", help="importance only where it is needed")
     parser.add_argument("--no-peer", action="store_true")
     options = parser.parse_args()
     import phiquant as pq
@@ -91,26 +93,30 @@ def main() -> None:
     )
     print("|---|--:|--:|--:|--:|---|", flush=True)
     wanted = options.ftype or GGUF_PRESETS
+    plain: set[str] = set()
     for preset, weighted in [(p, False) for p in wanted] + [
         (p, True) for p in wanted if p in IMPORTANCE
     ]:
-        start = time.perf_counter()
+        if weighted and options.once and preset in plain:
+            continue
+        start = time.process_time()
         try:
             pq.convert(
                 source, preset, ours, importance=matrix if weighted else None, overwrite=True
             )
         except pq.UsageError:
             continue  # not to be had without importance
-        seconds = time.perf_counter() - start
+        plain.add(preset)
+        seconds = time.process_time() - start
         row = f"| {preset + ('+im' if weighted else ''):13} | {ours.stat().st_size / 1e6:5.0f} MB | {seconds:7.2f} s |"
         if options.no_peer:
             print(row, flush=True)
             continue
         from llama_cpp_peer import quantize
 
-        start = time.perf_counter()
+        start = time.process_time()
         quantize(bf16, theirs, ftype_number(preset), importance=importance if weighted else None)
-        peer = time.perf_counter() - start
+        peer = time.process_time() - start
         equal = "equal" if same_tensors(ours, theirs) else "DIFFERENT"
         print(f"{row} {peer:12.2f} s | {peer / seconds:6.1f} | {equal} |", flush=True)
     for path in (bf16, ours, theirs, matrix):
