@@ -18,7 +18,7 @@ from phiquant.reference import Decoder
 # 200 MB, less than half of a layer; and reading the layers once for so many costs a few percent.
 _CHUNK = 8192
 # Models that are scored together; the source's head is run once for all of them.
-_TOGETHER = 4
+_TOGETHER = 2
 # Matrix products are of so many tokens at a time: chunks are whole ones, and change no bit.
 _GROUP = 1024
 
