@@ -15,8 +15,10 @@ _BLOCK = 256
 Tables = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
-def rotation(rope: Rope, length: int) -> Tables:
+def rotation(rope: Rope, length: int, begin: int = 0, end: int | None = None) -> Tables:
     """Cosines and sines for the positions of a sequence, shapes (length, dimensions / 2).
+
+    Of all its positions, or of those from ``begin`` to ``end``.
 
     With longrope the whole sequence takes the long factors where it is longer than the original
     context, and the short ones elsewhere, as transformers decides. All is float32, as there: at
@@ -30,7 +32,8 @@ def rotation(rope: Rope, length: int) -> Tables:
         factors = rope.scaling.long_factors if longer else rope.scaling.short_factors
         wave = wave * np.asarray(factors, np.float32)
         scale = np.float32(rope.scaling.attention_factor)
-    angles = np.arange(length, dtype=np.float32)[:, None] * (np.float32(1) / wave)
+    positions = np.arange(begin, length if end is None else end, dtype=np.float32)
+    angles = positions[:, None] * (np.float32(1) / wave)
     return np.cos(angles) * scale, np.sin(angles) * scale
 
 

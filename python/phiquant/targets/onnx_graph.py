@@ -343,42 +343,49 @@ class _Builder:
         self.length = self._node("Gather", f"{name}/Gather", [shape, self._integers(1)], axis=0)
         self.total = self._node("Cast", f"{name}/Gather/Cast", [self.length], to=_CAST_TO["int32"])
 
-    def _table(self, name: str, values: Any) -> Stored:
-        values = np.ascontiguousarray(values, _DTYPES[self.settings.activations])
-        return Stored(
-            *(name, self.float, values.shape, None, self.settings.activations),
-            literal=values.tobytes(),
-        )
-
-    def _rope(self) -> None:
-        """The tables of cosines and sines, in two versions where longrope has two."""
+    def _tables(self, kind: str, sequences: Sequence[int]) -> tuple[tuple[int, int], bytes]:
+        """Cosines or sines of sequences of these lengths, one after the other."""
         # Whoever only imports phiquant needs no forward pass.
         from phiquant.reference.attention import rotation
 
+        rope = self.spec.rope
+        made = np.empty((sum(sequences), rope.dimensions // 2), _DTYPES[self.settings.activations])
+        at = 0
+        for length in sequences:
+            # In pieces, or the angles of all positions would take as much memory again and again.
+            for begin in range(0, length, 4096):
+                end = min(length, begin + 4096)
+                pair = rotation(rope, length, begin, end)
+                made[at : at + end - begin] = pair[0] if kind == "cos" else pair[1]
+                at += end - begin
+        return made.shape, made.tobytes()
+
+    def _table(self, name: str, kind: str, sequences: Sequence[int]) -> Stored:
+        shape, literal = self._tables(kind, sequences)
+        return Stored(name, self.float, shape, None, self.settings.activations, literal=literal)
+
+    def _rope(self) -> None:
+        """The tables of cosines and sines, in two versions where longrope has two."""
         rope, context = self.spec.rope, self.spec.context
+        kinds = ("cos", "sin")
+        short, long = [rope.original_context], [context]
         if rope.scaling is None or context <= rope.original_context:
-            for kind, values in zip(("cos", "sin"), rotation(rope, context), strict=True):
-                self.stored.append(self._table(f"{kind}_cache", values))
+            self.stored += [self._table(f"{kind}_cache", kind, long) for kind in kinds]
             return
-        short = rotation(rope, rope.original_context)
-        long = rotation(rope, context)
         if self.separate:
             # One table, the long positions after the short ones.
-            for kind, first, second in zip(("cos", "sin"), short, long, strict=True):
-                self.stored.append(self._table(f"{kind}_cache", np.concatenate([first, second])))
+            both = short + long
+            self.stored += [self._table(f"{kind}_cache", kind, both) for kind in kinds]
             return
         name = "/model/rope_caches_subgraph"
         limit = self._integers(rope.original_context)
         is_long = self._node("Greater", f"{name}/Greater", [self.length, limit])
         branches: dict[str, Any] = {}
         for branch, size, tables in (("then", "large", long), ("else", "small", short)):
-            items = [
-                self._table(f"{kind}_cache_{size}_values", values)
-                for kind, values in zip(("cos", "sin"), tables, strict=True)
-            ]
+            items = [self._table(f"{kind}_cache_{size}_values", kind, tables) for kind in kinds]
             self.stored += items
             self.branches |= {item.name: f"{size}_rope_caches_graph" for item in items}
-            outputs = [f"{kind}_cache_{size}" for kind in ("cos", "sin")]
+            outputs = [f"{kind}_cache_{size}" for kind in kinds]
             # A branch's output must be made by a node of it.
             nodes = [
                 Node("Identity", [item.name], [output], f"/{size}/{output}/Identity")
