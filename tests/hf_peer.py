@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
@@ -9,6 +10,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+if sys.version_info < (3, 11):
+    pytest.skip("transformers 5 needs Python 3.11", allow_module_level=True)
 try:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, of deprecated parts of torch

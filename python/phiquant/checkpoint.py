@@ -269,7 +269,7 @@ def open_checkpoint(source: str | os.PathLike[str], *, progress: bool = False) -
     phiquant.IoError
         They cannot be read or downloaded.
     """
-    from phiquant import gguf, hub, mlx_folder, onnx, onnx_folder, openvino_folder, safetensors
+    from phiquant import gguf, hub, onnx, safetensors
 
     text = os.fspath(source)
     path = Path(text)
@@ -279,22 +279,14 @@ def open_checkpoint(source: str | os.PathLike[str], *, progress: bool = False) -
     if not os.path.exists(path):  # noqa: PTH110
         if isinstance(source, str) and hub.is_hub_id(source):
             folder = hub.fetch(source, progress=progress)
-            return safetensors.open_folder(folder, name=source.partition("@")[0].split("/")[1])
+            return _open_folder(folder, source.partition("@")[0].split("/")[1])
         raise IoError(
             "does not exist",
             file=text,
             remedy="Give a folder, a .safetensors or .gguf file, or a hub id like owner/name.",
         )
-    if path.is_dir() and mlx_folder.is_folder(path):
-        return mlx_folder.open_folder(path)
-    if path.is_dir() and openvino_folder.is_folder(path):
-        return openvino_folder.open_folder(path)
     if path.is_dir():
-        return (
-            onnx_folder.open_folder(path)
-            if onnx_folder.is_folder(path)
-            else safetensors.open_folder(path)
-        )
+        return _open_folder(path)
     if path.suffix.lower() == ".onnx":
         return onnx.open_file(path)
     start = SourceFile.look_at(path).read(0, 4)
@@ -303,3 +295,18 @@ def open_checkpoint(source: str | os.PathLike[str], *, progress: bool = False) -
     if path.suffix.lower() in (".bin", ".pt", ".pth", ".ckpt"):
         raise safetensors.pickle_error(path)
     return safetensors.open_file(path)
+
+
+def _open_folder(path: Path, name: str | None = None) -> Checkpoint:
+    """A folder of any format; ``name`` is a hub id's last part."""
+    from phiquant import hf_folder, mlx_folder, onnx_folder, openvino_folder, safetensors
+
+    if mlx_folder.is_folder(path):
+        return mlx_folder.open_folder(path, name=name)
+    if hf_folder.is_folder(path):
+        return hf_folder.open_folder(path, name=name)
+    if openvino_folder.is_folder(path):
+        return openvino_folder.open_folder(path)
+    if onnx_folder.is_folder(path):
+        return onnx_folder.open_folder(path)
+    return safetensors.open_folder(path, name=name)

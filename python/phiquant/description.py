@@ -8,6 +8,7 @@ from phiquant.architectures import ModelSpec, check_tensors, read_config, spec_f
 from phiquant.architectures.from_gguf import spec_from_gguf
 from phiquant.checkpoint import Checkpoint
 from phiquant.errors import FormatError
+from phiquant.hf_folder import describe_compressed
 from phiquant.mlx_folder import describe_mlx
 from phiquant.onnx_folder import describe_onnx
 from phiquant.openvino_folder import describe_openvino
@@ -29,6 +30,8 @@ def describe(checkpoint: Checkpoint) -> ModelSpec:
         return describe_onnx(checkpoint)
     if checkpoint.format == "mlx":
         return describe_mlx(checkpoint)
+    if checkpoint.format == "compressed-tensors":
+        return describe_compressed(checkpoint)
     if checkpoint.format == "openvino":
         return describe_openvino(checkpoint)
     return describe_folder(checkpoint)[1]

@@ -248,7 +248,7 @@ def _notes(assignment: Assignment) -> tuple[str, ...]:
 
 def _hint(path: Path) -> str:
     code = (
-        "from transformers import pipeline; "
-        f"print(pipeline('text-generation', {str(path)!r})('Hello')[0]['generated_text'])"
+        f"from transformers import pipeline; run = pipeline('text-generation', {str(path)!r}); "
+        "print(run('Hello', max_new_tokens=20)[0]['generated_text'])"
     )
     return f"python -c {shlex.quote(code)}"

@@ -1,0 +1,216 @@
+"""Folders in compressed-tensors, of phiquant or llm-compressor, opened as checkpoints."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from phiquant import safetensors
+from phiquant.architectures import ModelSpec, check_tensors, read_config, spec_from_config
+from phiquant.checkpoint import Checkpoint, PlaneEntry, TensorEntry
+from phiquant.codecs import find_codec
+from phiquant.errors import FormatError, PhiquantError, UnsupportedError, UsageError
+
+_SCALES: Final = {"bf16": "", "f16": ",scales=f16", "f32": ",scales=f32"}
+_PARTS: Final = re.compile(r"\.weight(_packed|_scale|_zero_point|_shape|_g_idx|_global_scale)$")
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder holds weights in compressed-tensors, by its config."""
+    file = path / "config.json"
+    if not file.is_file():
+        return False
+    try:
+        found = read_config(file).get("quantization_config")
+    except PhiquantError:
+        return False
+    return isinstance(found, dict) and found.get("quant_method") == "compressed-tensors"
+
+
+def open_folder(path: Path, *, name: str | None = None) -> Checkpoint:
+    """Open a folder with quantized matrices; headers and the matrices' shapes are read.
+
+    Raises
+    ------
+    phiquant.FormatError
+        Files are damaged, or a matrix's tensors contradict each other.
+    phiquant.UnsupportedError
+        Weights that are held in a way which phiquant does not decode.
+    phiquant.IoError
+        A file is missing or cannot be read.
+    """
+    opened = safetensors.open_folder(path, name=name)
+    entries: dict[str, TensorEntry] = {}
+    for entry in opened.entries.values():
+        part = _PARTS.search(entry.name)
+        module = entry.name.removesuffix(".weight")
+        if part is not None and part[1] == "_packed":
+            packed = _packed(opened, entry, entry.name[: part.start()])
+            entries[packed.name] = packed
+        elif part is not None:
+            _check_owner(opened, entry, entry.name[: part.start()], part[1])
+        elif module != entry.name and f"{module}.weight_scale" in opened.entries:
+            entries[entry.name] = _bytes(opened, entry, module)
+        else:
+            entries[entry.name] = entry
+    files = opened.files
+    return Checkpoint("compressed-tensors", path, files, entries, opened.metadata, name=opened.name)
+
+
+def describe_compressed(checkpoint: Checkpoint) -> ModelSpec:
+    """The model of an open folder: its config, held against the weights.
+
+    Raises
+    ------
+    phiquant.FormatError, phiquant.UnsupportedError
+        The config is of another model, or contradicts the weights.
+    """
+    file = checkpoint.folder / "config.json"
+    config = {k: v for k, v in read_config(file).items() if k != "quantization_config"}
+    entries = {
+        # How matrices are packed was seen when they were opened.
+        entry.name: ("F32" if entry.planes else entry.type, entry.shape)
+        for entry in checkpoint.entries.values()
+    }
+    spec = spec_from_config(config, file=file)
+    return check_tensors(spec, entries, file=checkpoint.path, config_file=file)
+
+
+def _check_owner(opened: Checkpoint, entry: TensorEntry, module: str, part: str) -> None:
+    """A part of a matrix that has no codes, or that phiquant would not heed."""
+    file = opened.files[entry.file].path
+    if part in ("_g_idx", "_global_scale"):
+        raise UnsupportedError(
+            "belongs to weights that are held in a way which phiquant does not decode",
+            file=file,
+            tensor=entry.name,
+        )
+    if not {f"{module}.weight_packed", f"{module}.weight"} & set(opened.entries):
+        raise FormatError(
+            "belongs to a matrix without codes",
+            file=file,
+            tensor=entry.name,
+            remedy="The folder is incomplete: fetch it again.",
+        )
+
+
+def _packed(opened: Checkpoint, entry: TensorEntry, module: str) -> TensorEntry:
+    """A matrix of packed integers, from the shapes of its tensors."""
+    file = opened.files[entry.file].path
+    scales = _part(opened, entry, module, "weight_scale")
+    rows, columns = _stored_shape(opened, entry, module)
+    zeros = opened.entries.get(f"{module}.weight_zero_point")
+    words = entry.shape[-1] if len(entry.shape) == 2 else 0
+    groups = scales.shape[-1] if len(scales.shape) == 2 else 0
+    found = [entry, scales, *([] if zeros is None else [zeros])]
+    shapes = ", ".join(str(list(one.shape)) for one in found)
+    bits = words * 32 // columns
+    whole = groups > 0 and columns % groups == 0 and bits * columns == words * 32
+    zero_words = (-(-rows * bits // 32), groups)
+    if (
+        entry.type != "i32"
+        or entry.shape[:1] != (rows,)
+        or not whole
+        or scales.shape != (rows, groups)
+        or (zeros is not None and (zeros.type != "i32" or zeros.shape != zero_words))
+    ):
+        raise FormatError(
+            f"has tensors of the shapes {shapes}, which no packed matrix of {rows} x {columns} has",
+            file=file,
+            tensor=entry.name,
+            remedy="compressed-tensors before 0.18 packed 3, 5 and 6 bits in another way; else "
+            "the folder is damaged: fetch it again.",
+        )
+    sign = "sym" if zeros is None else "asym"
+    length = "channel" if groups == 1 else f"g{columns // groups}"
+    name = f"int{bits}_{sign}_{length},rule=ct"
+    return _matrix(opened, found, name, scales.type, f"{module}.weight", (rows, columns))
+
+
+def _bytes(opened: Checkpoint, entry: TensorEntry, module: str) -> TensorEntry:
+    """A matrix of signed bytes."""
+    file = opened.files[entry.file].path
+    scales = _part(opened, entry, module, "weight_scale")
+    if entry.type != "i8" or f"{module}.weight_zero_point" in opened.entries:
+        raise UnsupportedError(
+            f"is quantized to {entry.type}, with tensors beside it, in a way which phiquant does "
+            "not decode",
+            file=file,
+            tensor=entry.name,
+        )
+    groups = scales.shape[-1] if len(scales.shape) == 2 else 0
+    rows, columns = entry.shape if len(entry.shape) == 2 else (0, 0)
+    if rows < 1 or groups < 1 or scales.shape != (rows, groups) or columns % groups:
+        raise FormatError(
+            f"has the shape {list(entry.shape)}, and scales of {list(scales.shape)}",
+            file=file,
+            tensor=entry.name,
+        )
+    length = "channel" if groups == 1 else f"g{columns // groups}"
+    name = f"int8_sym_{length},rule=ct"
+    shape = (rows, columns)
+    return _matrix(opened, [entry, scales], name, scales.type, entry.name, shape, signed=True)
+
+
+def _matrix(
+    opened: Checkpoint,
+    found: list[TensorEntry],
+    codec: str,
+    scales: str,
+    name: str,
+    shape: tuple[int, int],
+    *,
+    signed: bool = False,
+) -> TensorEntry:
+    entry = found[0]
+    file = opened.files[entry.file].path
+    try:
+        if scales not in _SCALES:
+            raise UsageError("scales are no floats")
+        known = find_codec(codec + _SCALES[scales] + (",layout=openvino" if signed else ""))
+        planes = known.planes(*shape)
+    except PhiquantError:
+        raise UnsupportedError(
+            f"is held as {codec} with scales of {scales}, which phiquant does not decode",
+            file=file,
+            tensor=entry.name,
+        ) from None
+    places = tuple(PlaneEntry(one.file, one.offset, one.nbytes) for one in found)
+    if [plane.nbytes for plane in planes] != [place.nbytes for place in places]:
+        raise FormatError("has tensors of other sizes than it needs", file=file, tensor=entry.name)
+    nbytes = sum(place.nbytes for place in places)
+    return replace(entry, name=name, type=known.name, shape=shape, nbytes=nbytes, planes=places)
+
+
+def _part(opened: Checkpoint, entry: TensorEntry, module: str, part: str) -> TensorEntry:
+    found = opened.entries.get(f"{module}.{part}")
+    if found is None:
+        raise FormatError(
+            f"is quantized, and has no {part} beside it",
+            file=opened.files[entry.file].path,
+            tensor=entry.name,
+            remedy="The folder is incomplete: fetch it again.",
+        )
+    return found
+
+
+def _stored_shape(opened: Checkpoint, entry: TensorEntry, module: str) -> tuple[int, int]:
+    """Rows and columns of a packed matrix: two numbers in a tensor of their own."""
+    stored = _part(opened, entry, module, "weight_shape")
+    file = opened.files[stored.file]
+    bytes_of: Mapping[str, str] = {"i64": "<i8", "i32": "<i4"}
+    if stored.shape != (2,) or stored.type not in bytes_of:
+        raise FormatError("is no pair of integers", file=file.path, tensor=stored.name)
+    raw = file.read(stored.offset, stored.nbytes)
+    values = np.frombuffer(raw, bytes_of[stored.type])
+    rows, columns = (int(value) for value in values) if len(values) == 2 else (0, 0)
+    if not (1 <= rows < 1 << 31 and 1 <= columns < 1 << 31):
+        raise FormatError(
+            f"says that the matrix has {rows} rows of {columns}", file=file.path, tensor=stored.name
+        )
+    return rows, columns

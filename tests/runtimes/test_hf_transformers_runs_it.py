@@ -1,0 +1,286 @@
+"""transformers loads phiquant's Hugging Face folders, with the weights that pq.open decodes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import hf_peer as peer
+import phiquant as pq
+from phiquant.cli.entry import run
+from phiquant.errors import FormatError, UnsupportedError, UsageError
+from phiquant.evaluate import verify
+from phiquant.reference import Decoder
+from phiquant.runtimes.transformers import RUNTIME
+from phiquant.targets.safetensors_files import StoredTensor, planned_files, shards
+from places import DATA, FIXTURES
+
+torch = peer.torch
+
+# torch, transformers and their friends warn of this and that.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@cache
+def prompt(fixture: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    with np.load(DATA / fixture / "reference.npz") as arrays:
+        return arrays[f"{name}.ids"], arrays[f"{name}.logits"]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """folder(fixture, preset) gives the path of that folder, made once a session."""
+    base = tmp_path_factory.mktemp("hf")
+
+    def make(fixture: str, preset: str, **choices: Any) -> Path:
+        path = base / f"{fixture}-{preset}{len(choices)}".replace(",", "-").replace("=", "-")
+        if not path.exists():
+            pq.convert(DATA / fixture, f"hf:{preset}", path, **choices)
+        return path
+
+    return make
+
+
+# Every preset, every option, every fixture. phi3win's rows are no multiples of 128.
+FOLDERS = [
+    ("phi35", "w4a16"),
+    ("phi35", "w4a16,asym,group=32"),
+    ("phi35", "w8a16,asym,group=channel"),
+    ("phi35", "w2a16,asym,group=16"),
+    ("phi35", "w8a8"),
+    ("phi4mini", "w4a16,asym"),
+    ("phi4mini", "w8a16"),
+    ("phi4mini", "w3a16,group=32"),
+    ("phi4mini", "w4a16,group=channel,dtype=fp32"),
+    ("phi4mini", "w8a8,dtype=fp16"),
+    ("phi3win", "w4a16,group=64,sym"),
+    ("phi3win", "w2a16,group=32"),
+    ("phi3win", "w8a8,dtype=fp32"),
+]
+
+
+@pytest.mark.parametrize(("fixture", "preset"), FOLDERS)
+def test_transformers_has_the_weights_that_pq_open_decodes(folder, fixture, preset):
+    path = folder(fixture, preset)
+    checkpoint = pq.open(path)
+    assert checkpoint.format == "compressed-tensors"
+    with RUNTIME.load(path, context=64, threads=1, exact=True) as model:
+        theirs = dict(model._model.named_parameters())
+        quantized = 0
+        for name in checkpoint:
+            ours = checkpoint[name]
+            if isinstance(ours, pq.QuantizedTensor):
+                quantized += 1
+                # compressed-tensors multiplies in the scales' type: one rounding of ours.
+                stored = {"bfloat16": ml_dtypes.bfloat16}.get(ours.codec.affine.scale)
+                ours = ours.dequantize().astype(stored or ours.codec.affine.scale)
+            same = theirs[name].detach().numpy() == np.asarray(ours, np.float32)
+            assert same.all(), f"{name}: {np.count_nonzero(~same)} differ"
+    layers = json.loads((path / "config.json").read_text())["num_hidden_layers"]
+    assert quantized == 4 * layers
+
+
+@pytest.mark.parametrize(("fixture", "preset"), FOLDERS)
+def test_transformers_gives_the_logits_of_the_decoded_weights(folder, fixture, preset):
+    """phiquant's own forward pass in float32, against transformers'."""
+    path = folder(fixture, preset)
+    ids, _ = prompt(fixture, "chat")
+    ours = Decoder(pq.open(path), threads=1)(ids[None], last=len(ids))[0]
+    with RUNTIME.load(path, context=64, threads=1, exact=True) as model:
+        theirs = model.logits(ids, len(ids))
+    # Weights differ by a rounding to 8 bits where scales are bfloat16, to 11 where float16.
+    bound = {"fp32": 2e-4, "fp16": 0.02}.get(preset.rpartition("dtype=")[2], 0.15)
+    assert abs(ours - theirs).max() < bound
+
+
+@pytest.mark.parametrize("fixture", FIXTURES)
+@pytest.mark.parametrize("preset", ["bf16", "fp32"])
+def test_floats_give_the_recorded_logits(folder, fixture, preset):
+    path = folder(fixture, preset)
+    for name in ("chat", "eval_short"):
+        ids, wanted = prompt(fixture, name)
+        with RUNTIME.load(path, context=64, threads=1, exact=True) as model:
+            assert abs(model.logits(ids, len(wanted)) - wanted).max() < 2e-4
+
+
+def test_float16_is_what_is_asked_for(folder):
+    path = folder("phi35", "fp16")
+    original = pq.open(DATA / "phi35")
+    for name, values in pq.open(path).items():
+        assert values.dtype == np.float16
+        assert (values == np.asarray(original[name], np.float32).astype(np.float16)).all()
+
+
+@pytest.mark.parametrize("preset", ["w4a16,group=32", "w8a8"])
+def test_plain_from_pretrained_runs_it_as_published(folder, preset):
+    """Without a word on quantization; and 8-bit activations where the scheme has them."""
+    from transformers import AutoModelForCausalLM
+
+    path = folder("phi35", preset)
+    ids, wanted = prompt("phi35", "chat")
+    model = AutoModelForCausalLM.from_pretrained(path)
+    with torch.no_grad():
+        found = model(torch.from_numpy(ids[None])).logits[0].float().numpy()[-len(wanted) :]
+    assert abs(found - wanted).mean() < 0.05 * abs(wanted).max()
+
+
+def test_the_hint_s_command_runs(tmp_path):
+    out = tmp_path / "a folder's name"
+    report = pq.convert(DATA / "phi35", "hf:w4a16,group=32", out)
+    words = report.hints[0].replace("python -c", f"{sys.executable} -W ignore -c", 1)
+    done = subprocess.run(words, shell=True, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Hello")
+
+
+# Mixed schemes ---------------------------------------------------------------------------------
+
+
+def test_several_schemes_in_one_folder(folder):
+    path = folder(
+        "phi35",
+        "w4a16,group=64",
+        tensor=["hf:*.down_proj.weight=w8a8", "hf:*.0.*=bf16", "hf:*.1.*qkv*=int8_sym_g32"],
+    )
+    config = json.loads((path / "config.json").read_text())["quantization_config"]
+    assert config["format"] == "mixed-precision"
+    kinds = [
+        (group["format"], group["weights"]["num_bits"], len(group["targets"]))
+        for group in config["config_groups"].values()
+    ]
+    assert sorted(kinds) == [
+        ("int-quantized", 8, 6),
+        ("pack-quantized", 4, 14),
+        ("pack-quantized", 8, 1),
+    ]
+    assert len([name for name in config["ignore"] if ".layers.0." in name]) == 3
+    ids, _ = prompt("phi35", "chat")
+    ours = Decoder(pq.open(path), threads=1)(ids[None], last=len(ids))[0]
+    with RUNTIME.load(path, context=64, threads=1, exact=True) as model:
+        theirs = model.logits(ids, len(ids))
+    # Activations of down_proj are rounded to 8 bits by transformers.
+    assert abs(ours - theirs).mean() < 0.1
+
+
+def test_a_quantized_head(folder):
+    path = folder("phi35", "w4a16", tensor=["hf:lm_head.weight=w8a16"])
+    assert pq.open(path)["lm_head.weight"].codec.name == "int8_sym_g128,rule=ct"
+    ids, _ = prompt("phi35", "chat")
+    ours = Decoder(pq.open(path), threads=1)(ids[None], last=len(ids))[0]
+    with RUNTIME.load(path, context=64, threads=1, exact=True) as model:
+        assert abs(model.logits(ids, len(ids)) - ours).max() < 0.15
+
+
+# What the folder holds -------------------------------------------------------------------------
+
+
+def test_config_and_card_say_what_is_there(folder):
+    path = folder("phi4mini", "w4a16,asym")
+    config = json.loads((path / "config.json").read_text())
+    source = json.loads((DATA / "phi4mini" / "config.json").read_text())
+    added = {"quantization_config", "dtype", "torch_dtype"}
+    assert {k: v for k, v in config.items() if k not in added} == {
+        k: v for k, v in source.items() if k not in added
+    }
+    group = config["quantization_config"]["config_groups"]["group_0"]
+    assert group["weights"]["group_size"] == 128
+    assert not group["weights"]["symmetric"]
+    card = (path / "README.md").read_text()
+    assert "phiquant convert --to hf:w4a16,asym" in card
+    assert "16 x w4a16_asym_g128" in card
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (path / name).read_bytes() == (DATA / "phi4mini" / name).read_bytes()
+
+
+def test_large_models_are_split_with_an_index():
+    from phiquant.plan import PlannedTensor
+
+    rows = [
+        [StoredTensor("BF16", PlannedTensor(f"t{n}", f"t{n}", "bf16", (1 << 29,), 0, 1 << 30))]
+        for n in range(11)
+    ]
+    files, index = planned_files(shards(rows), {"format": "pt"})
+    assert [len(file.tensors) for file in files] == [5, 5, 1]
+    assert files[2].name == "model-00003-of-00003.safetensors"
+    made = json.loads(index)
+    assert made["metadata"]["total_size"] == 11 << 30
+    assert made["weight_map"]["t10"] == files[2].name
+
+
+@pytest.mark.parametrize(
+    ("fixture", "target", "words"),
+    [
+        (
+            "phi3win",
+            "hf:w4a16",
+            "rows of 320 are no multiple of the group of 128.*16|32|64|channel",
+        ),
+        ("phi35", "hf:w4a16,group=48", "groups of 16, 32, 64, 128 and channel"),
+        ("phi35", "hf:w8a8,group=32", "has no choice of groups"),
+        ("phi35", "hf:bf16,sym", "has no choice of groups"),
+        ("phi35", "hf:bf16,dtype=fp16", "no option 'dtype=fp16'"),
+        ("phi35", "hf:w4a16,sym,asym", "no option 'sym'"),
+        ("phi35", "hf:w4a16,bits=3", "no option 'bits=3'"),
+        ("phi35", "hf:w3a16,asym", "3 bits with zero points"),
+        ("phi35", "hf:w5a16", "hf has no preset 'w5a16'.*hf:w8a16"),
+        ("phi35", "hf:nvfp4", "does not write hf:nvfp4 yet"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(fixture, target, words):
+    with pytest.raises(UsageError, match=words):
+        pq.plan(DATA / fixture, target)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [("hf:*nil*=w8a16", "matches no linear layer"), ("hf:*=w9a16", "Did you mean w")],
+)
+def test_overrides_that_make_no_sense_are_refused(override, words):
+    with pytest.raises(UsageError, match=words):
+        pq.plan(DATA / "phi35", "hf:w4a16", tensor=override)
+
+
+# Reading ---------------------------------------------------------------------------------------
+
+
+def test_a_quantized_folder_is_no_source(folder):
+    with pytest.raises(UnsupportedError, match="quantized already"):
+        pq.plan(folder("phi35", "w4a16"), "gguf:q4_k_m")
+
+
+def test_verify_and_eval_take_the_folder(folder, capsys):
+    path = folder("phi35", "w4a16,asym,group=32")
+    result = verify(path, DATA / "phi35", threads=1)
+    assert result.passed, str(result)
+    text = DATA / "eval.txt"
+    command = ["eval", str(path), "--against", str(DATA / "phi35"), "--text", str(text)]
+    assert run([*command, "--tokens", "1024", "--repetition", "0", "--no-cache", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["models"]
+    assert 0 < row["mean_kld"] < 0.01
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ("weight_scale", "has no weight_scale"),
+        ("weight_shape", "has no weight_shape"),
+        ("weight_packed", "matrix without codes"),
+    ],
+)
+def test_incomplete_folders_are_refused(folder, tmp_path, part, words):
+    path = folder("phi35", "w4a16")
+    name = f"model.layers.3.mlp.down_proj.{part}"
+    opened = pq.safetensors.open_folder(path)
+    kept = {key: opened[key] for key in opened if key != name}
+    (tmp_path / "config.json").write_bytes((path / "config.json").read_bytes())
+    pq.safetensors.write(tmp_path / "model.safetensors", kept)
+    with pytest.raises(FormatError, match=words):
+        pq.open(tmp_path)
