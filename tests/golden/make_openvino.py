@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,9 @@ FORMATS = {
     "int8": ["--weight-format", "int8"],
     "int8_sym": ["--weight-format", "int8", "--sym"],
     "int4_sym,group=64": ["--weight-format", "int4", "--sym", "--group-size", "64", "--ratio", "1"],
+    "int4_sym,group=64,ratio=0.6": [
+        *("--weight-format", "int4", "--sym", "--group-size", "64", "--ratio", "0.6"),
+    ],
     "int4_asym,group=64": ["--weight-format", "int4", "--group-size", "64", "--ratio", "1"],
 }
 PROMPTS = ("select", "function", "chat", "prose", "eval_long")
@@ -119,7 +123,10 @@ def main() -> None:
     }
     result = {"made_with": {name: version(name) for name in packages}, "exports": made}
     path = Path(__file__).with_name("openvino-exports.json")
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    # One line for each export, and not one for each number.
+    text = json.dumps(result, indent=1)
+    text = re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda m: "[" + " ".join(m[1].split()) + "]", text)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,13 @@ from phiquant.evaluate import evaluate
 from places import DATA, FIXTURES, GOLDEN
 
 EXPORTS = json.loads((GOLDEN / "openvino-exports.json").read_text(encoding="utf-8"))["exports"]
-PRESETS = ("int8", "int8_sym", "int4_sym,group=64", "int4_asym,group=64")
+PRESETS = (
+    "int8",
+    "int8_sym",
+    "int4_sym,group=64",
+    "int4_asym,group=64",
+    "int4_sym,group=64,ratio=0.6",
+)
 
 
 @cache

@@ -75,8 +75,10 @@ def test_rows_that_no_group_of_128_divides_get_groups_of_64() -> None:
         ("openvino:int4,group=-1", "no group"),
         ("openvino:int8,group=64", "int8 has no groups"),
         ("openvino:fp16,ratio=1.0", "fp16 has no groups"),
-        ("openvino:int4,ratio=0.8", "ratio=1.0"),
-        ("openvino:int4,ratio=x", "ratio=1.0"),
+        ("openvino:int4,ratio=1.1", "no part of the weights"),
+        ("openvino:int4,ratio=-0.5", "no part of the weights"),
+        ("openvino:int4,ratio=nan", "no part of the weights"),
+        ("openvino:int4,ratio", "no part of the weights"),
         ("openvino:int4,block=32", "no option 'block'"),
         ("openvino:int5", "openvino has no preset"),
         ("openvino:nf4", "does not write openvino:nf4 yet"),
@@ -87,6 +89,31 @@ def test_rows_that_no_group_of_128_divides_get_groups_of_64() -> None:
 def test_what_makes_no_sense_is_refused(target: str, words: str) -> None:
     with pytest.raises(pq.UsageError, match=words):
         pq.plan(DATA / "phi3win", target)
+
+
+@pytest.mark.parametrize("ratio", ["0", "0.3", "0.7", "0.99"])
+def test_a_ratio_bounds_the_weights_of_four_bits_by_the_largest_error_at_eight(
+    ratio: str,
+) -> None:
+    plan = pq.plan(DATA / "phi35", f"openvino:int4_asym,group=64,ratio={ratio}")
+    codes = [t for file in plan.targets[0].files for t in file.tensors if t.plane == 0]
+    layers = [t for t in codes if "layers" in t.name and len(t.shape) == 2]
+    four = sum(t.weights for t in layers if t.codec.startswith("int4"))
+    whole = sum(t.weights for t in layers)
+    assert four == 0 or four / whole < float(ratio)
+    # The least bit of room: the next matrix would have been too much.
+    assert (four + max(t.weights for t in layers)) / whole >= float(ratio)
+
+
+def test_the_measurement_behind_a_ratio_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = "openvino:int4_asym,group=64,ratio=0.5"
+    first = pq.plan(DATA / "phi4mini", target).to_json()
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("weights were read again")
+
+    monkeypatch.setattr("phiquant.measure.rounding.Weights", refuse)
+    assert pq.plan(DATA / "phi4mini", target).to_json() == first
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,13 @@ from phiquant.runtimes.openvino_genai import RUNTIME
 from places import DATA, FIXTURES, GOLDEN
 
 EXPORTS = json.loads((GOLDEN / "openvino-exports.json").read_text(encoding="utf-8"))["exports"]
-QUANTIZED = ("int8", "int8_sym", "int4_sym,group=64", "int4_asym,group=64")
+QUANTIZED = (
+    "int8",
+    "int8_sym",
+    "int4_sym,group=64",
+    "int4_asym,group=64",
+    "int4_sym,group=64,ratio=0.6",
+)
 GREEDY = ("select", "function", "chat", "prose")
 
 

@@ -16,13 +16,14 @@ from phiquant.architectures import ModelSpec
 from phiquant.checkpoint import Checkpoint
 from phiquant.codecs import find_codec
 from phiquant.errors import InternalError, UsageError
+from phiquant.measure.rounding import row_errors
 from phiquant.plan import PlannedFile, PlannedTarget, PlannedTensor
 from phiquant.targets.gguf_metadata import SourceFacts
 from phiquant.targets.modelfile import eos_ids
 from phiquant.targets.names import Target, default_output
 from phiquant.targets.openvino_graph import Graph
 from phiquant.targets.openvino_model import decoder
-from phiquant.targets.openvino_options import Settings, settings_of
+from phiquant.targets.openvino_options import Settings, mixed, settings_of
 from phiquant.targets.openvino_tokenizer import detokenizer_graph, information, tokenizer_graph
 from phiquant.targets.source_files import copied_files
 from phiquant.tensor import check_best
@@ -31,6 +32,9 @@ from phiquant.tokenizer import Tokenizer
 MODEL: Final = "openvino_model"
 TOKENIZER: Final = "openvino_tokenizer"
 DETOKENIZER: Final = "openvino_detokenizer"
+
+# What NNCF compares layers at, before it stores the scale as a half.
+_BACKUP = "int8_asym_channel,rule=nncf,scales=f32"
 
 
 def plan_openvino(
@@ -67,6 +71,9 @@ def plan_openvino(
             f"'{target}' has one scale a row, which quality='best' does not search for",
             remedy="Take groups, as openvino:int4_sym,group=128, or leave quality out.",
         )
+    if settings.ratio < 1:
+        names = [t.source for t in spec.tensors if t.layer is not None and len(t.shape) == 2]
+        settings = mixed(settings, spec, row_errors(checkpoint, names, _BACKUP))
     graph = decoder(spec, settings.encoding)
     files = [
         *_model_files(graph, spec, settings, target, best, importance or {}),

@@ -36,12 +36,16 @@ class Settings:
         What the user should know about the choice.
     overrides : mapping of str to Encoding
         Of single tensors, by source name.
+    ratio : float
+        Part of the layers' weights that may be stored as ``matrix``; the others are stored as the
+        embedding is.
     """
 
     matrix: Encoding
     outer: Encoding
     notes: tuple[str, ...] = ()
     overrides: Mapping[str, Encoding] = field(default_factory=dict)
+    ratio: float = 1.0
 
     def encoding(self, tensor: TensorRole) -> Encoding:
         """How a tensor is stored; norms as float32, as NNCF leaves them."""
@@ -107,14 +111,14 @@ def _encoding(name: str) -> Encoding:
 
 
 def _settings(target: Target, spec: ModelSpec) -> Settings:
-    group = None
+    group, ratio = None, 1.0
     for key, value in target.options:
         if key == "ratio":
-            _check_ratio(target, value)
+            ratio = _ratio(target, value)
         elif key != "group":
             raise UsageError(
                 f"'{target}': OpenVINO targets have no option '{key}'",
-                remedy="There are group=16|32|64|128|256|channel and ratio=1.0.",
+                remedy="There are group=16|32|64|128|256|channel and ratio=0.0 to 1.0.",
             )
         else:
             group = str(value)
@@ -129,10 +133,10 @@ def _settings(target: Target, spec: ModelSpec) -> Settings:
         encoding = Encoding(8, symmetric=target.preset == "int8_sym")
         return Settings(encoding, encoding)
     if group is None:
-        return _default_group(target, spec)
+        return replace(_default_group(target, spec), ratio=ratio)
     symmetric = target.preset == "int4_sym"
     if group == "channel":
-        return Settings(Encoding(4, symmetric), _BACKUP)
+        return Settings(Encoding(4, symmetric), _BACKUP, ratio=ratio)
     if not group.isascii() or not group.isdigit() or int(group) not in GROUPS:
         raise UsageError(
             f"'{target}': '{group}' is no group",
@@ -147,19 +151,43 @@ def _settings(target: Target, spec: ModelSpec) -> Settings:
             tensor=unfit[0].source,
             remedy=f"Take group={' or '.join([*fits, 'channel'])}.",
         )
-    return Settings(Encoding(4, symmetric, wanted), _BACKUP)
+    return Settings(Encoding(4, symmetric, wanted), _BACKUP, ratio=ratio)
 
 
-def _check_ratio(target: Target, value: str | bool) -> None:
-    try:
-        ratio = float(value) if isinstance(value, str) else -1.0
-    except ValueError:
-        ratio = -1.0
-    if ratio != 1.0:
-        raise UsageError(
-            f"'{target}': this version stores all layers alike, which is ratio=1.0",
-            remedy="Leave ratio out.",
-        )
+def _ratio(target: Target, value: str | bool) -> float:
+    if isinstance(value, str) and re.fullmatch(r"[01]|[01]?\.[0-9]{1,9}", value):
+        ratio = float(value)
+        if ratio <= 1.0:
+            return ratio
+    raise UsageError(
+        f"'{target}': ratio={value} is no part of the weights",
+        remedy="Take a number from 0 to 1, as ratio=0.8.",
+    )
+
+
+def mixed(settings: Settings, spec: ModelSpec, errors: Mapping[str, float]) -> Settings:
+    """Leave matrices at 8 bits until no more than ``ratio`` of the layers' weights have 4.
+
+    Those that lose most at 8 bits get 4 bits first: 8 bits would be wasted on them. So NNCF decides
+    without data (``weight_quantization_error``, mixed_precision.py).
+
+    Parameters
+    ----------
+    errors : mapping of str to float
+        Of each of the layers' matrices, by source name; see :mod:`phiquant.measure.rounding`.
+    """
+    matrices = _matrices(spec)
+    whole = sum(tensor.elements for tensor in matrices)
+    overrides = dict(settings.overrides)
+    taken, full = 0, False
+    for tensor in sorted(matrices, key=lambda tensor: -errors[tensor.source]):
+        full = full or (taken + tensor.elements) / whole >= settings.ratio
+        if full:
+            overrides.setdefault(tensor.source, settings.outer)
+        else:
+            taken += tensor.elements
+    note = f"{taken / whole:.0%} of the layers' weights have 4 bits, the others 8"
+    return replace(settings, overrides=overrides, notes=(*settings.notes, note))
 
 
 def _default_group(target: Target, spec: ModelSpec) -> Settings:
