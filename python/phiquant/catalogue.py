@@ -80,6 +80,8 @@ _ONNX_PRESETS = {
     "fp32": "float32 all through: nothing is lost",
     "fp16": "float16: refused where a weight is too large",
     "int8": "8-bit blocks of 32, a float32 embedding",
+    "int8-dynamic": "8-bit rows and activations, ranges of each run",
+    "int8-static": "8-bit rows and activations, calibrated ranges",
     "int4": "4-bit blocks of 32, a float32 embedding",
 }
 
@@ -165,7 +167,8 @@ def all_targets() -> tuple[TargetFacts, ...]:
 
 def _onnx(spec: ModelSpec, preset: str) -> TargetFacts:
     settings = onnx_options.settings_of(Target("onnx", preset))
-    made = model_graph(spec, settings, onnx_options.grids_of(spec, settings))
+    ranges = {tensor.source: (0.0, 1.0) for tensor in spec.tensors}  # of no size, whatever they are
+    made = model_graph(spec, settings, onnx_options.grids_of(spec, settings), ranges)
     size = sum(nbytes_of(item.dtype, item.shape) for item in made.stored if item.source)
     bits = round(8 * size / spec.parameters, 3)
     return TargetFacts(f"onnx:{preset}", _ONNX_PRESETS[preset], bits, size)

@@ -131,6 +131,9 @@ class _Matrices:
                 self._quantized(node, found, used)
             elif node.op == "MatMul" and len(node.inputs) == 2:
                 self._float(node, found, used)
+            elif node.op == "MatMulInteger" and len(node.inputs) > 1:
+                codes = self._initializer(node.inputs[1])
+                self._rows(codes, self._scales_beside(codes), found, used)
         # Shapes and axes are no weights.
         rest = {
             name: entry
@@ -200,10 +203,14 @@ class _Matrices:
         planes = [self._initializer(value) if value else None for value in inputs[:3]]
         if planes[0] is None or planes[1] is None or len(planes[0].shape) != 2:
             return
+        if _integer(made, "axis", 1) == 1:
+            if not inputs[2]:
+                self._rows(planes[0], planes[1], found, used)
+            return
         columns, rows = planes[0].shape
         kind = re.fullmatch(r"(u?)(?:int|i)(4|8)|u(8)", planes[0].type)
-        block = _integer(made, "block_size")
-        if kind is None or _integer(made, "axis") != 0 or columns % max(1, block):
+        block = _integer(made, "block_size", 0)
+        if kind is None or not block or columns % block:
             return
         bits = int(kind[2] or kind[3])
         symmetric = planes[2] is None
@@ -217,6 +224,28 @@ class _Matrices:
             -(-rows * groups * bits // 8),
         )
         self._take(planes, sizes, codec, (rows, columns), found, used)
+
+    def _scales_beside(self, codes: TensorEntry | None) -> TensorEntry | None:
+        """The scales of a matrix of integers: its product is scaled behind a node or two."""
+        name = re.sub(r"_Q8$", "_scales", codes.name) if codes is not None else ""
+        return self.raw.get(name)
+
+    def _rows(
+        self,
+        codes: TensorEntry | None,
+        scales: TensorEntry | None,
+        found: dict[str, TensorEntry],
+        used: set[str],
+    ) -> None:
+        """8 bits with a scale a row, written by columns."""
+        if codes is None or scales is None or codes.type != "i8" or len(codes.shape) != 2:
+            return
+        columns, rows = codes.shape
+        if scales.shape != (rows,) or scales.type != "f32":
+            return
+        codec = affine_name("int8_sym_channel", rule="ct", scales="f32", layout="transposed")
+        sizes = (codes.nbytes, scales.nbytes)
+        self._take([codes, scales], sizes, codec, (rows, columns), found, used)
 
     def _take(
         self,
@@ -258,8 +287,8 @@ def _codec(
     return affine_name(name, scales=None if scales.type == "f32" else scales.type, layout=layout)
 
 
-def _integer(node: Node, key: str) -> int:
-    value = node.attributes.get(key)
+def _integer(node: Node, key: str, default: int | None = None) -> int:
+    value = node.attributes.get(key, default)
     if not isinstance(value, int) or not 0 <= value < 1 << 31:
         raise FormatError(f"the node '{node.name}' has no sound '{key}'")
     return value

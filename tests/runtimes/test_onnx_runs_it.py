@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime_genai as og
 import pytest
+from onnxruntime.quantization import QuantType, quantize_dynamic
 
 import phiquant as pq
 from onnx_peer import Session, generated
@@ -108,6 +109,11 @@ EVERY = [
     ("onnx:int4,ep=webgpu", 0.02),
     ("onnx:int4,ep=dml,qdq", 0.02),
     ("onnx:fp16,ep=webgpu", 0.01),
+    ("onnx:int4,positive-scales,accuracy=0", 1e-4),
+    ("onnx:int8,positive-scales,qdq", 0.02),
+    # Activations with one scale for all of them lose more.
+    *((target, 0.05) for target in ("onnx:int8-dynamic", "onnx:int8-static") for _ in "ab"),
+    *(("onnx:int8-static,ranges=percentile", 0.05) for _ in "ab"),
 ]  # fmt: skip
 
 
@@ -145,6 +151,41 @@ def test_best_and_overrides_reach_the_folder(folder: Convert) -> None:
         )
     )
     assert best < plain
+
+
+@pytest.mark.parametrize("fixture", ["phi35", "phi4mini"])
+def test_positive_scales_are_positive(folder: Convert, fixture: str) -> None:
+    checkpoint = pq.open(folder(fixture, "onnx:int4,positive-scales,accuracy=0"))
+    matrices = [name for name, entry in checkpoint.entries.items() if entry.type.startswith("int")]
+    assert matrices
+    assert all((checkpoint[name].scales > 0).all() for name in matrices)
+
+
+@pytest.mark.parametrize("fixture", ["phi35", "phi4mini"])
+def test_classic_int8_loses_no_more_than_onnx_runtimes_own(
+    folder: Convert, fixture: str, tmp_path: Path
+) -> None:
+    """quantize_dynamic makes the same graph from the float32 one."""
+    own = tmp_path / "model.onnx"
+    quantize_dynamic(
+        folder(fixture, "onnx:fp32") / "model.onnx",
+        own,
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=["MatMul"],
+        use_external_data_format=True,
+    )
+    ids, wanted = prompts(fixture)["eval_short"]
+    theirs, dynamic, static = (
+        relative(Session(path).feed(ids)[-len(wanted) :], wanted)
+        for path in (
+            tmp_path,
+            folder(fixture, "onnx:int8-dynamic"),
+            folder(fixture, "onnx:int8-static,ranges=percentile"),
+        )
+    )
+    assert dynamic < 1.1 * theirs
+    assert static < 2 * theirs
 
 
 def test_partial_rotation_within_attention_is_the_reference_runs(tmp_path: Path) -> None:

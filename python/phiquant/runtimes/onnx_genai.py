@@ -158,6 +158,8 @@ class Model(LoadedModel):
                 graph: str | bytes = str(self._graph)
                 if self._exact:
                     graph = _exact(self._graph)
+                    # It makes MatMulNBits of DequantizeLinear and MatMul, and may round there.
+                    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
                     # The bytes do not say where the external data stand.
                     options.add_session_config_entry(
                         "session.model_external_initializers_file_folder_path",
@@ -187,13 +189,44 @@ class Model(LoadedModel):
 
 
 def _exact(path: Path) -> bytes:
-    """The model without ``accuracy_level``, which lets kernels round activations to 8 bits."""
+    """The model with its weights, but activations that nothing rounds.
+
+    Without ``accuracy_level``, which lets MatMulNBits round them to 8 bits; and where they are
+    rounded as whole tensors, float products of the decoded weights take the place of the integers'.
+    """
     model = onnx.read(path)
-    nodes = [
-        replace(
-            node,
-            attributes={k: v for k, v in node.attributes.items() if k != "accuracy_level"},
+    made = {output: node for node in model.graph.nodes for output in node.outputs}
+    products = {}  # what the last node behind a product of integers gives, to that product
+    rounded = {}  # what an activation is called once it was rounded, to what it was before
+    for node in model.graph.nodes:
+        source = made.get(node.inputs[0]) if node.inputs else None
+        if node.op == "MatMulInteger":
+            cast = next(n for n in model.graph.nodes if node.outputs[0] in n.inputs)
+            scaled = next(n for n in model.graph.nodes if cast.outputs[0] in n.inputs)
+            products[scaled.name] = node
+        elif node.op == "DequantizeLinear" and source and source.op == "QuantizeLinear":
+            rounded[node.outputs[0]] = source.inputs[0]
+    nodes: list[onnx.Node] = []
+    for node in model.graph.nodes:
+        if node.name in products:
+            whole = products[node.name]
+            codes = whole.inputs[1]
+            both = made[node.inputs[1]]
+            weights = f"{whole.name}_decoded"
+            nodes.append(
+                onnx.Node(
+                    *("DequantizeLinear", [codes, both.inputs[1]], [weights], weights),
+                    attributes={"axis": 1},
+                )
+            )
+            activations = made[whole.inputs[0]].inputs[0]
+            nodes.append(onnx.Node("MatMul", [activations, weights], node.outputs, node.name))
+            continue
+        nodes.append(
+            replace(
+                node,
+                inputs=[rounded.get(value, value) for value in node.inputs],
+                attributes={k: v for k, v in node.attributes.items() if k != "accuracy_level"},
+            )
         )
-        for node in model.graph.nodes
-    ]
     return replace(model, graph=replace(model.graph, nodes=nodes)).to_bytes()

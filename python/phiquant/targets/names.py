@@ -24,7 +24,7 @@ GGUF_CODECS: Final = tuple(BLOCK)
 #: Presets of every format that is written, GGUF's by name of ftype.
 PRESETS: Final[Mapping[str, tuple[str, ...]]] = {
     "gguf": GGUF_PRESETS,
-    "onnx": ("fp32", "fp16", "int8", "int4"),
+    "onnx": ("fp32", "fp16", "int8", "int8-dynamic", "int8-static", "int4"),
     "openvino": (*("fp16", "int8", "int8_sym", "int4", "int4_sym", "int4_asym"),),
     "mlx": MLX_PRESETS,
     "hf": HF_PRESETS,

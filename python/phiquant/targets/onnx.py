@@ -25,7 +25,7 @@ from phiquant.targets.gguf_metadata import SourceFacts
 from phiquant.targets.names import Target, default_output
 from phiquant.targets.onnx_config import genai_config
 from phiquant.targets.onnx_graph import ModelGraph, Stored, model_graph
-from phiquant.targets.onnx_options import grids_of, settings_of
+from phiquant.targets.onnx_options import Settings, grids_of, settings_of
 from phiquant.targets.source_files import copied_files
 from phiquant.tensor import check_best
 
@@ -65,7 +65,14 @@ def plan_onnx(
         reads.
     """
     settings = settings_of(target)
-    made = model_graph(spec, settings, grids_of(spec, settings, tuple(overrides)))
+    grids = grids_of(spec, settings, tuple(overrides))
+    ranges = None
+    if settings.classic == "static":
+        # The forward pass is for few: it is loaded when it is asked for.
+        from phiquant.measure.ranges import activation_ranges
+
+        ranges = activation_ranges(checkpoint, spec, percentile=settings.ranges == "percentile")
+    made = model_graph(spec, settings, grids, ranges)
     tensors, planned, size = _placed(made, best, importance or {})
     model = Model(
         made.placed(tensors),
@@ -100,7 +107,7 @@ def plan_onnx(
         name=default_output(facts.name, target),
         files=tuple(files),
         places=places,
-        notes=(),
+        notes=_notes(settings),
         check=_check,
         companions=lambda path: {},
         hint=_hint,
@@ -141,6 +148,15 @@ def _placed(
             )
         )
     return tensors, tuple(planned), end
+
+
+def _notes(settings: Settings) -> tuple[str, ...]:
+    if not settings.classic:
+        return ()
+    return (
+        "8-bit activations lose more than 8-bit weights alone (onnx:int8), and processors without "
+        "VNNI may lose more yet",
+    )
 
 
 def _config_text(config: Mapping[str, object]) -> str:

@@ -89,7 +89,10 @@ class ModelGraph:
 
 
 def model_graph(
-    spec: ModelSpec, settings: Settings, grids: Mapping[str, Grid | None]
+    spec: ModelSpec,
+    settings: Settings,
+    grids: Mapping[str, Grid | None],
+    ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> ModelGraph:
     """Build the graph.
 
@@ -100,14 +103,22 @@ def model_graph(
     ----------
     grids : mapping
         Of every matrix by source name, see :func:`phiquant.targets.onnx_options.grids_of`.
+    ranges : mapping, optional
+        Of ``int8-static``: the least and the largest value that each matrix is applied to.
     """
-    return _Builder(spec, settings, grids).build()
+    return _Builder(spec, settings, grids, ranges or {}).build()
 
 
 class _Builder:
     def __init__(
-        self, spec: ModelSpec, settings: Settings, grids: Mapping[str, Grid | None]
+        self,
+        spec: ModelSpec,
+        settings: Settings,
+        grids: Mapping[str, Grid | None],
+        ranges: Mapping[str, tuple[float, float]],
     ) -> None:
+        self.ranges = ranges
+        self.rounded: dict[str, list[str]] = {}
         self.spec = spec
         self.settings = settings
         self.grids = grids
@@ -116,6 +127,7 @@ class _Builder:
         self.stored: list[Stored] = []
         self.branches: dict[str, str] = {}
         self.constants: dict[str, Tensor] = {}
+        self.values: list[TensorInfo] = []
         self.by_role = {(tensor.role, tensor.layer): tensor for tensor in spec.tensors}
         # DirectML has no rotation inside its attention, and the others' takes tables whose width is
         # a multiple of 8: then queries and keys are rotated before it, by operators of their own.
@@ -141,6 +153,7 @@ class _Builder:
             self._inputs(),
             self._outputs(),
             list(self.constants.values()),
+            self.values,
         )
         return ModelGraph(graph, tuple(self.stored), self.branches)
 
@@ -158,6 +171,12 @@ class _Builder:
         outputs = outputs or [f"{name}/output_0"]
         self.nodes.append(Node(op, inputs, outputs, name, domain, attributes))
         return outputs[0]
+
+    def _known(self, value: str, width: int) -> str:
+        """Say the type of what ONNX Runtime's own operators give: no other tool infers it."""
+        shape = ("batch_size", "sequence_length", width)
+        self.values.append(TensorInfo(value, self.float, shape))
+        return value
 
     def _integers(self, value: int | list[int]) -> str:
         """A small constant, which stays in the model's file for shape inference."""
@@ -196,7 +215,7 @@ class _Builder:
                 epsilon=epsilon,
                 stash_type=1,
             )
-            return normed, residual
+            return self._known(normed, self.spec.hidden_size), residual
         total = f"{name}/output_3"
         outputs = [f"{name}/output_0"] if last else [f"{name}/output_0", "", "", total]
         normed = self._node(
@@ -207,7 +226,9 @@ class _Builder:
             _MICROSOFT,
             epsilon=epsilon,
         )
-        return normed, total
+        if not last:
+            self._known(total, self.spec.hidden_size)
+        return self._known(normed, self.spec.hidden_size), total
 
     def _matmul(
         self,
@@ -232,6 +253,8 @@ class _Builder:
                 )
             )
             return self._node("MatMul", name, [x, weight], outputs)
+        if self.settings.classic:
+            return self._classic(name, weight, x, tensor, rows, outputs)
         if self.settings.qdq:
             inputs = self._dequantized(weight, tensor, grid, rows, (columns, count))
             unpacked = self._node(
@@ -244,6 +267,8 @@ class _Builder:
             return self._node("MatMul", name, [x, unpacked], outputs)
         inputs = [x, *self._packed(weight, tensor, grid, rows)]
         level = {"accuracy_level": self.settings.accuracy} if self.settings.accuracy else {}
+        if outputs[0] != "logits":
+            self._known(outputs[0], count)
         return self._node(
             "MatMulNBits",
             f"{name}_Q{grid.bits}",
@@ -309,8 +334,76 @@ class _Builder:
         return names
 
     def _codec(self, grid: Grid, layout: str | None = None) -> str:
-        scales = None if self.settings.scales == "f32" else self.settings.scales
-        return affine_name(grid.codec, scales=scales, layout=layout)
+        if self.settings.rule == "ort":
+            scales = None if self.settings.scales == "f32" else self.settings.scales
+            return affine_name(grid.codec, scales=scales, layout=layout)
+        return affine_name(
+            grid.codec,
+            rule=self.settings.rule,
+            scales=self.settings.scales,
+            layout=layout or "rows",
+        )
+
+    def _classic(
+        self,
+        name: str,
+        weight: str,
+        x: str,
+        tensor: TensorRole,
+        rows: tuple[int, int] | None,
+        outputs: Sequence[str],
+    ) -> str:
+        """A product of 8-bit integers: one scale a row of the matrix, one for all activations."""
+        grid = self.grids[tensor.source]
+        assert grid is not None
+        columns = tensor.shape[1]
+        count = tensor.shape[0] if rows is None else rows[1] - rows[0]
+        codec = self._codec(grid, layout="transposed")
+        codes = Stored(
+            *(f"{weight}_Q8", "int8", (columns, count), tensor.source, codec, 0, rows),
+            weights=columns * count,
+        )
+        scales = Stored(f"{weight}_scales", "float32", (count,), tensor.source, codec, 1, rows)
+        self.stored += [codes, scales]
+        if self.settings.classic == "static":
+            return self._static(name, x, tensor, codes.name, scales.name, outputs)
+        if x not in self.rounded:
+            base = x.removesuffix("/output_0")
+            names = [f"{x}_{what}" for what in ("quantized", "scale", "zero_point")]
+            self._node("DynamicQuantizeLinear", f"{base}_quantize", [x], names)
+            self.rounded[x] = names
+        quantized, scale, zero = self.rounded[x]
+        whole = self._node("MatMulInteger", f"{name}_quant", [quantized, codes.name, zero])
+        real = self._node("Cast", f"{name}_cast", [whole], to=_CAST_TO["f32"])
+        both = self._node("Mul", f"{name}_scale", [scale, scales.name])
+        return self._node("Mul", f"{name}_rescale", [real, both], outputs)
+
+    def _static(
+        self,
+        name: str,
+        x: str,
+        tensor: TensorRole,
+        codes: str,
+        scales: str,
+        outputs: Sequence[str],
+    ) -> str:
+        if x not in self.rounded:
+            base = x.removesuffix("/output_0")
+            low, high = self.ranges[tensor.source]
+            low, high = min(low, 0.0), max(high, 0.0)
+            step = np.float32((high - low) / 255 or 1.0)
+            zero = np.uint8(np.clip(np.rint(-low / step), 0, 255))
+            parameters = []
+            for what, value in (("scale", step), ("zero_point", zero)):
+                own = f"{x}_{what}"
+                self.constants[own] = Tensor.of(own, np.asarray(value))
+                parameters.append(own)
+            quantized = self._node("QuantizeLinear", f"{base}_QuantizeLinear", [x, *parameters])
+            self.rounded[x] = [
+                self._node("DequantizeLinear", f"{base}_DequantizeLinear", [quantized, *parameters])
+            ]
+        unpacked = self._node("DequantizeLinear", f"{name}_dequant", [codes, scales], axis=1)
+        return self._node("MatMul", name, [*self.rounded[x], unpacked], outputs)
 
     def _scales(
         self,
@@ -416,13 +509,14 @@ class _Builder:
         tensor = self.by_role["embedding", None]
         grid = self.grids[tensor.source]
         name = "/model/embed_tokens"
-        if grid is not None and not self.settings.qdq:
+        apart = self.settings.qdq or self.settings.classic
+        if grid is not None and not apart:
             self.head_inputs = self._packed("lm_head.MatMul.weight", tensor, grid, None)
             codes, *rest = self.head_inputs
             row = tensor.shape[1] * grid.bits // 8
             shape = self._integers([tensor.shape[0], row])
             flat = self._node("Reshape", f"{name}/Reshape", [codes, shape])
-            return self._node(
+            found = self._node(
                 "GatherBlockQuantized",
                 f"{name}/GatherBlockQuantized",
                 [flat, "input_ids", *rest],
@@ -432,6 +526,7 @@ class _Builder:
                 gather_axis=0,
                 quantize_axis=1,
             )
+            return self._known(found, self.spec.hidden_size)
         weight = "model.embed_tokens.weight"
         codec = self.settings.activations
         self.stored.append(
@@ -445,7 +540,8 @@ class _Builder:
         tensor = self.by_role["embedding" if self.spec.tied else "output", None]
         name, logits = "/lm_head/MatMul", ["logits"]
         grid = self.grids[tensor.source]
-        if not self.spec.tied or (grid is not None and self.settings.qdq):
+        apart = self.settings.qdq or self.settings.classic
+        if not self.spec.tied or (grid is not None and apart):
             self._matmul(name, "lm_head.MatMul.weight", x, tensor, outputs=logits)
         elif grid is None:
             # The embedding's table serves both, without a second copy in the file.
@@ -529,11 +625,12 @@ class _Builder:
             )
             qkv, tables = [fused, "", ""], ["cos_cache", "sin_cache"]
         window = attention.window
+        mixed = f"{name}/GroupQueryAttention/output_0"
         return self._node(
             "GroupQueryAttention",
             f"{name}/GroupQueryAttention",
             [*qkv, *past, self.last, self.total, *tables],
-            [f"{name}/GroupQueryAttention/output_0"]
+            [self._known(mixed, attention.heads * attention.head_size)]
             + [f"present.{index}.{kind}" for kind in ("key", "value")],
             _MICROSOFT,
             num_heads=attention.heads,
@@ -564,6 +661,7 @@ class _Builder:
             begin = end
             if kind != "v":
                 heads = attention.heads if kind == "q" else attention.kv_heads
+                width = heads * size
                 projected = self._node(
                     "RotaryEmbedding",
                     f"{name}/{kind}_rotary/RotaryEmbedding",
@@ -574,6 +672,7 @@ class _Builder:
                     num_heads=heads if partial else 0,
                     rotary_embedding_dim=rope.dimensions if partial else 0,
                 )
+                self._known(projected, width)
             found.append(projected)
         return found
 

@@ -16,6 +16,9 @@ PROVIDERS: Final = ("cpu", "cuda", "dml", "webgpu")
 BLOCKS: Final = (16, 32, 64, 128, 256)
 
 _QUANTIZED = ("int8", "int4")
+#: Presets that quantize activations, too, a whole tensor at a time.
+CLASSIC: Final = ("int8-dynamic", "int8-static")
+RANGES: Final = ("minmax", "percentile")
 _KEYS: Final[Mapping[str, str]] = {
     "block": "int8 and int4",
     "sym": "int8 and int4",
@@ -25,7 +28,9 @@ _KEYS: Final[Mapping[str, str]] = {
     "down": "int8 and int4",
     "mixed": "int4",
     "scales": "int8 and int4",
+    "positive-scales": "int8 and int4",
     "qdq": "int8 and int4",
+    "ranges": "int8-static",
     "ep": "all presets",
 }
 
@@ -41,7 +46,7 @@ class Grid:
     symmetric : bool
         Without zero points.
     block : int
-        Values along a row that share a scale.
+        Values along a row that share a scale; 0 for whole rows.
     """
 
     bits: int
@@ -51,7 +56,8 @@ class Grid:
     @property
     def codec(self) -> str:
         """phiquant's name of it."""
-        return f"int{self.bits}_{'sym' if self.symmetric else 'asym'}_g{self.block}"
+        group = f"g{self.block}" if self.block else "channel"
+        return f"int{self.bits}_{'sym' if self.symmetric else 'asym'}_{group}"
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,14 @@ class Settings:
         ``f32`` or ``f16``: as which scales are stored.
     qdq : bool
         DequantizeLinear and MatMul instead of MatMulNBits.
+    rule : str
+        Whose rule makes the codes: ONNX Runtime's, or that of compressed-tensors, whose symmetric
+        scales are positive.
+    classic : str
+        ``dynamic`` or ``static``: activations are rounded to 8 bits, too, by their range in each
+        run, or by that in calibration; else empty.
+    ranges : str
+        How ``static`` finds it.
     """
 
     preset: str
@@ -89,6 +103,9 @@ class Settings:
     accuracy: int
     scales: str
     qdq: bool
+    rule: str = "ort"
+    classic: str = ""
+    ranges: str = ""
 
 
 def settings_of(target: Target) -> Settings:
@@ -103,8 +120,11 @@ def settings_of(target: Target) -> Settings:
     for key in options:
         if key not in _KEYS:
             raise _wrong(target, f"ONNX targets have no option '{key}'")
-        if target.preset not in _QUANTIZED and _KEYS[key] != "all presets":
+        family = "int8 and int4" if target.preset in _QUANTIZED else target.preset
+        if _KEYS[key] not in ("all presets", family, target.preset):
             raise _wrong(target, f"'{key}' is for {_KEYS[key]}")
+    if target.preset in CLASSIC:
+        return _classic(target, options)
     provider = _choice(target, options, "ep", PROVIDERS, "cpu")
     if target.preset not in _QUANTIZED:
         activations = "f16" if target.preset == "fp16" else "f32"
@@ -115,16 +135,16 @@ def settings_of(target: Target) -> Settings:
             scales=activations,
             qdq=False,
         )
-    if target.preset == "int8" and "mixed" in options:
-        raise _wrong(target, "'mixed' is for int4: with int8 every layer has 8 bits")
     if "sym" in options and "asym" in options:
         raise _wrong(target, "'sym' and 'asym' exclude each other")
-    for flag in ("sym", "asym", "mixed", "qdq"):
+    for flag in ("sym", "asym", "mixed", "qdq", "positive-scales"):
         if options.get(flag, True) is not True:
             raise _wrong(target, f"'{flag}' is a flag and takes no value")
     block = int(_choice(target, options, "block", tuple(map(str, BLOCKS)), "32"))
     bits = 8 if target.preset == "int8" else 4
     symmetric = "asym" not in options
+    if "positive-scales" in options and not symmetric:
+        raise _wrong(target, "asymmetric scales are positive without 'positive-scales'")
     mixed = "mixed" in options
     grid = Grid(bits, symmetric, block)
     eight = Grid(8, symmetric, block)
@@ -151,6 +171,25 @@ def settings_of(target: Target) -> Settings:
         accuracy=accuracy,
         scales=scales,
         qdq=qdq,
+        rule="ct" if "positive-scales" in options else "ort",
+    )
+
+
+def _classic(target: Target, options: Mapping[str, str | bool]) -> Settings:
+    """Whole rows at 8 bits and positive scales: what integer kernels take."""
+    _choice(target, options, "ep", ("cpu",), "cpu")
+    rows = Grid(8, True, 0)
+    classic = target.preset.removeprefix("int8-")
+    ranges = _choice(target, options, "ranges", RANGES, "minmax") if classic == "static" else ""
+    return Settings(
+        *(target.preset, "cpu", "f32", rows, rows, None),
+        mixed=False,
+        accuracy=0,
+        scales="f32",
+        qdq=False,
+        rule="ct",
+        classic=classic,
+        ranges=ranges,
     )
 
 
@@ -181,6 +220,10 @@ def grids_of(
         for glob, codec in overrides:
             if fnmatch.fnmatchcase(tensor.source, glob):
                 used.add(glob)
+                if settings.classic:
+                    raise UsageError(
+                        f"'{glob}={codec}': {settings.preset} has one codec for all matrices"
+                    )
                 grid = _override(tensor, codec)
                 break
         if tensor.role == "embedding" and not spec.tied and grid is not None:
@@ -229,7 +272,7 @@ def _override(tensor: TensorRole, codec: str) -> Grid | None:
 
 def _check_columns(tensor: TensorRole, grid: Grid, settings: Settings) -> None:
     columns = tensor.shape[1]
-    if columns % grid.block == 0:
+    if grid.block == 0 or columns % grid.block == 0:
         return
     if settings.qdq:
         raise UnsupportedError(
