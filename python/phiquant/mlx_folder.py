@@ -15,6 +15,8 @@ from phiquant.errors import FormatError, PhiquantError, UnsupportedError, UsageE
 
 _SCALES: Final = {"bf16": "", "f16": ",scales=f16", "f32": ",scales=f32"}
 _MODES: Final = ("mxfp4", "mxfp8", "nvfp4")
+# What mlx takes where a number is null, as mlx-lm's mixed recipes leave the group.
+_DEFAULTS: Final = {"affine": (4, 64), "mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}
 
 
 def is_folder(path: Path) -> bool:
@@ -95,9 +97,9 @@ def _packed(
         raise FormatError(
             "is packed, and config.json says that it is not", file=place, tensor=entry.name
         )
-    bits, group, mode = (own.get(key) for key in ("bits", "group_size", "mode"))
-    bits, group = _number(bits), _number(group)
-    mode = "affine" if mode is None else mode
+    mode = own.get("mode") or "affine"
+    usual = _DEFAULTS.get(mode, (0, 0)) if isinstance(mode, str) else (0, 0)
+    bits, group = _number(own.get("bits"), usual[0]), _number(own.get("group_size"), usual[1])
     wanted = ("scales", "biases") if mode == "affine" else ("scales",)
     others = [opened.entries.get(f"{module}.{kind}") for kind in wanted]
     if any(other is None for other in others):
@@ -161,5 +163,7 @@ def _packed(
     return packed, {one.name for one in found[1:]}
 
 
-def _number(value: object) -> int:
+def _number(value: object, usual: int) -> int:
+    if value is None:
+        return usual
     return value if isinstance(value, int) and not isinstance(value, bool) else 0

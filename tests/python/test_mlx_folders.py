@@ -250,7 +250,7 @@ QKV = "model.layers.0.self_attn.qkv_proj"
         (lambda q: q.update(mode="mxfp4"), UnsupportedError, "does not decode"),
         (lambda q: q.update(mode=["affine"]), UnsupportedError, "does not decode"),
         (lambda q: q.update({QKV: {"bits": 2, "group_size": 64}}), FormatError, "do not make"),
-        (lambda q: q.update({QKV: {}}), UnsupportedError, "does not decode"),
+        (lambda q: q.update({QKV: {"bits": 3}}), FormatError, "do not make"),
     ],
 )
 def test_a_config_that_contradicts_the_planes_is_refused(folder, tmp_path, change, error, cause):

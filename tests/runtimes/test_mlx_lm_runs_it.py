@@ -133,6 +133,21 @@ def test_every_tensor_is_that_of_mlx_lm_convert(folder, tmp_path, fixture, prese
     index = json.loads((ours / "model.safetensors.index.json").read_text())
     theirs = json.loads((tmp_path / "theirs" / "model.safetensors.index.json").read_text())
     assert index == theirs
+    # Theirs is read as ours is.
+    read, other = pq.open(ours).entries, pq.open(tmp_path / "theirs").entries
+    assert [(e.name, e.type, e.shape) for e in read.values()] == [
+        (other[name].name, other[name].type, other[name].shape) for name in read
+    ]
+
+
+def test_a_folder_whose_groups_are_null_is_read(tmp_path):
+    from mlx_lm.convert import convert
+
+    theirs = tmp_path / "theirs"
+    convert(str(DATA / "phi3win"), str(theirs), quantize=True, quant_predicate="mixed_3_6")
+    settings = json.loads((theirs / "config.json").read_text())["quantization"]
+    assert settings["lm_head"]["group_size"] is None
+    assert pq.open(theirs)["lm_head.weight"].codec.name == "int6_asym_g64,rule=mlx"
 
 
 @pytest.mark.parametrize(("fixture", "preset", "settings"), CONVERTED)
