@@ -140,6 +140,28 @@ def test_every_tensor_is_that_of_mlx_lm_convert(folder, tmp_path, fixture, prese
     ]
 
 
+@pytest.mark.parametrize(("kind", "said"), [("f16", "float16"), ("f32", None), ("f32", "bfloat16")])
+def test_sources_of_other_types_come_out_as_from_mlx_lm(tmp_path, kind, said):
+    from mlx_lm.convert import convert
+
+    source = tmp_path / "source"
+    shutil.copytree(DATA / "phi3win", source)
+    opened = pq.open(DATA / "phi3win")
+    # Float32 weights that bfloat16 does not hold.
+    wide = {name: np.asarray(opened[name], np.float32) * np.float32(1 / 3) for name in opened}
+    arrays = {name: array.astype(peer.TYPES[kind][0]) for name, array in wide.items()}
+    pq.safetensors.write(source / "model.safetensors", arrays, {"format": "pt"}, overwrite=True)
+    config = json.loads((source / "config.json").read_text())
+    for key in ("torch_dtype", "dtype"):
+        config.pop(key, None)
+    if said is not None:
+        config["torch_dtype"] = said
+    (source / "config.json").write_text(json.dumps(config))
+    pq.convert(source, "mlx:4bit", tmp_path / "ours")
+    convert(str(source), str(tmp_path / "theirs"), quantize=True)
+    assert peer.tensors(tmp_path / "ours") == peer.tensors(tmp_path / "theirs")
+
+
 def test_a_folder_whose_groups_are_null_is_read(tmp_path):
     from mlx_lm.convert import convert
 

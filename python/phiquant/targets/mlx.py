@@ -37,7 +37,7 @@ _FLOATS: Final[Mapping[str, tuple[str, str, str]]] = {
     "fp16": ("f16", "float16", "F16"),
     "fp32": ("f32", "float32", "F32"),
 }
-_HEADER_TYPES: Final = {"bf16": "BF16", "f16": "F16", "f32": "F32", "u8": "U8", "u32": "U32"}
+_LONG_NAMES: Final = {codec: name for codec, name, _ in _FLOATS.values()}
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ def plan_mlx(
     phiquant.UsageError, phiquant.UnsupportedError, phiquant.FormatError
         Options or globs that make no sense, a model that mlx-lm cannot run, a missing tokenizer.
     """
-    options = parse_options(target, spec)
+    stored = checkpoint.entries[spec.tensors[0].source].type
+    options = parse_options(target, spec.dtype or _LONG_NAMES.get(stored, stored))
     assignment = assign(spec, target.preset, group=options.group, overrides=overrides)
     shards = _shards(_rows(spec, assignment, options), SHARD)
     notes = (
@@ -126,15 +127,20 @@ def plan_mlx(
     )
 
 
-def parse_options(target: Target, spec: ModelSpec) -> Options:
+def parse_options(target: Target, own: str) -> Options:
     """The options of an ``mlx:`` target.
+
+    Parameters
+    ----------
+    own : str
+        The source's dtype: ``bfloat16``, ``float16`` or ``float32``.
 
     Raises
     ------
     phiquant.UsageError
         An option that there is not, or a value that it cannot have.
     """
-    group, context, dtype = None, "short", _own_dtype(target, spec)
+    group, context, dtype = None, "short", _own_dtype(target, own)
     for key, value in target.options:
         if key == "group" and isinstance(value, str) and value.isdigit():
             group = int(value)
@@ -150,11 +156,11 @@ def parse_options(target: Target, spec: ModelSpec) -> Options:
     return Options(group, "short" if context == "short" else "long", dtype)
 
 
-def _own_dtype(target: Target, spec: ModelSpec) -> str:
+def _own_dtype(target: Target, own: str) -> str:
     """The type of scales, biases and norms: the preset's own, else the source's, as mlx-lm does."""
     if target.preset in ("bf16", "fp16"):
         return target.preset
-    return {"float16": "fp16", "float32": "fp32"}.get(spec.dtype or "", "bf16")
+    return {"float16": "fp16", "float32": "fp32"}.get(own, "bf16")
 
 
 def _rows(spec: ModelSpec, assignment: Assignment, options: Options) -> list[list[_Row]]:
