@@ -104,6 +104,17 @@ def plan(
         source if isinstance(source, Checkpoint) else open_checkpoint(source, progress=progress)
     )
     _check_overrides(overrides, targets)
+    _check_options_of_gguf(
+        targets,
+        {
+            "mix": mix != "current",
+            "pure": pure,
+            "output_type": output_type is not None,
+            "embedding_type": embedding_type is not None,
+            "requantize": requantize,
+            "split_size": split_size is not None,
+        },
+    )
     if checkpoint.format == "gguf":
         return Plan(checkpoint, _from_gguf(checkpoint, targets, choices))
     return Plan(checkpoint, _from_model(checkpoint, targets, choices, overrides))
@@ -176,6 +187,17 @@ def _check_overrides(overrides: list[Override], targets: list[Target]) -> None:
                 "made",
                 remedy=f"Write {known}.",
             )
+
+
+def _check_options_of_gguf(targets: list[Target], given: dict[str, bool]) -> None:
+    """Refuse what only GGUF has where no GGUF is made: it would change nothing."""
+    if any(target.format == "gguf" for target in targets):
+        return
+    for name in (name for name, is_given in given.items() if is_given):
+        raise UsageError(
+            f"{name} (--{name.replace('_', '-')}) is for GGUF, and no such target is made",
+            remedy=f"Overrides for this one are written --tensor '{targets[0].format}:GLOB=CODEC'.",
+        )
 
 
 def _from_model(

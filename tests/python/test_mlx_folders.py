@@ -177,6 +177,19 @@ def test_overrides_that_make_no_sense_are_refused(override):
         pq.plan(DATA / "phi35", "mlx:4bit", tensor=override)
 
 
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"pure": True}, {"mix": "published"}, {"output_type": "q8_0"}, {"embedding_type": "q8_0"},
+        {"requantize": True}, {"split_size": "1G"},
+    ],
+)  # fmt: skip
+def test_what_only_gguf_has_is_refused_where_no_gguf_is_made(choice):
+    with pytest.raises(UsageError, match="is for GGUF"):
+        pq.plan(DATA / "phi35", "mlx:4bit", **choice)
+    assert pq.plan(DATA / "phi35", ["mlx:4bit", "q8_0"], **choice).nbytes
+
+
 def test_a_quantized_folder_is_no_source(folder):
     with pytest.raises(UnsupportedError, match="quantized already"):
         pq.plan(folder, "mlx:8bit")
