@@ -24,6 +24,7 @@ def model_card(name: str, target: str, card: Card, notes: tuple[str, ...]) -> by
     notes : tuple of str
         What users of the output should know.
     """
+    name = " ".join(name.split())  # a folder may be named anything, and this is one line
     # Strings of JSON are strings of YAML.
     lines = ["---", "library_name: mlx", "pipeline_tag: text-generation"]
     for key in _KEPT:
