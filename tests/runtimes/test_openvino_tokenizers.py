@@ -17,6 +17,7 @@ import phiquant as pq
 from phiquant import tokenizer as room
 from phiquant.targets.openvino_tokenizer import detokenizer_graph, information, tokenizer_graph
 from phiquant.targets.openvino_vocabulary import merge_pairs
+from phiquant.tokenizer.pretokenizer import NAMES
 from places import DATA, FIXTURES
 
 HARD: dict[str, Any] = json.loads((DATA / "hard_strings.json").read_text(encoding="utf-8"))
@@ -147,6 +148,19 @@ def changed(tmp_path: Path, fixture: str, change: Callable[[dict[str, Any]], Any
     del config["added_tokens_decoder"]
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
+
+
+@pytest.mark.parametrize(("pattern", "name"), NAMES.items(), ids=NAMES.values())
+def test_every_split_pattern_splits_as_hugging_face_does(
+    tmp_path: Path, pattern: str, name: str
+) -> None:
+    def change(value: dict[str, Any]) -> None:
+        steps = value["pre_tokenizer"]["pretokenizers"]
+        steps[0]["pattern"]["Regex"] = pattern
+
+    both = Both(changed(tmp_path, "phi4mini", change), tmp_path)
+    for text in (text for group in GROUPS.values() for text in group):
+        assert both.encode(text) == both.theirs.encode(text).ids, ascii(text)
 
 
 def test_white_space_beside_special_tokens_goes_by_their_flags(tmp_path: Path) -> None:

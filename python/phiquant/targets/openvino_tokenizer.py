@@ -25,6 +25,7 @@ from phiquant.targets.openvino_vocabulary import (
     byte_of,
     check_bytes,
     encoder_words,
+    in_alphabet,
     merge_pairs,
     strings,
     token_bytes,
@@ -195,7 +196,7 @@ def detokenizer_graph(tokenizer: Tokenizer) -> Graph:
         "FuzeRagged", *ragged[:4], types=("i32", "i32"), version="extension"
     )
     text = [begins, ends, ragged[4]]
-    replacement = "".join(_ALPHABET[byte] for byte in _REPLACEMENT.encode())
+    replacement = in_alphabet(_REPLACEMENT.encode())
     if tokenizer.kind == "bpe":
         text = _replace(graph, text, _bad_utf8(), replacement)
     else:

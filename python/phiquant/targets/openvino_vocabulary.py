@@ -18,6 +18,8 @@ SPACE = "\u2581"
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 # No UTF-8 begins with this byte, so that no text finds what it is put in front of.
 _HIDDEN = b"\xf8"
+# Looked up once: vocabularies are long, and enumerations slow.
+_UNUSED, _BYTE_TYPE = int(TokenType.UNUSED), int(TokenType.BYTE)
 
 
 def alphabet() -> list[str]:
@@ -32,7 +34,12 @@ def alphabet() -> list[str]:
     return [found[byte] for byte in range(256)]
 
 
-_BYTES = {character: byte for byte, character in enumerate(alphabet())}
+_TO_ALPHABET = dict(enumerate(alphabet()))
+# Of characters to those with the byte's number, which Latin-1 then makes bytes of; characters below
+# U+0100 that are none of the alphabet's become one that Latin-1 has not.
+_TO_BYTES = dict.fromkeys(range(256), "\uffff") | {
+    ord(character): chr(byte) for byte, character in _TO_ALPHABET.items()
+}
 
 
 def strings(graph: Graph, values: Sequence[bytes], label: str) -> list[Value]:
@@ -52,11 +59,12 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
     For a byte token of SentencePiece the byte itself.
     """
     added = {token.id: token.content for token in tokenizer.added_tokens}
+    types = tokenizer.types.tolist()
     out = []
     for index, text in enumerate(tokenizer.tokens):
         if index in added:
             out.append(_added_bytes(tokenizer, added[index]))
-        elif tokenizer.types[index] == TokenType.UNUSED:
+        elif types[index] == _UNUSED:
             out.append(b"")
         elif tokenizer.kind == "bpe":
             out.append(from_alphabet(text))
@@ -76,7 +84,7 @@ def _added_bytes(tokenizer: Tokenizer, text: str) -> bytes:
 
 def byte_of(tokenizer: Tokenizer, index: int) -> int | None:
     """The byte of one of SentencePiece's byte tokens."""
-    if tokenizer.types[index] != TokenType.BYTE:
+    if tokenizer.kind == "bpe" or tokenizer.types[index] != _BYTE_TYPE:
         return None
     match = _BYTE.fullmatch(tokenizer.tokens[index])
     return int(match[1], 16) if match else None
@@ -85,9 +93,14 @@ def byte_of(tokenizer: Tokenizer, index: int) -> int | None:
 def from_alphabet(text: str) -> bytes:
     """The bytes that characters of GPT-2's alphabet stand for; UTF-8 where one is no such."""
     try:
-        return bytes(_BYTES[character] for character in text)
-    except KeyError:
+        return text.translate(_TO_BYTES).encode("latin-1")
+    except UnicodeEncodeError:
         return text.encode()
+
+
+def in_alphabet(data: bytes) -> str:
+    """Bytes as characters of GPT-2's alphabet."""
+    return data.decode("latin-1").translate(_TO_ALPHABET)
 
 
 def encoder_words(tokenizer: Tokenizer, pairs: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
@@ -100,6 +113,7 @@ def encoder_words(tokenizer: Tokenizer, pairs: Iterable[tuple[bytes, bytes]]) ->
     """
     merged = {part for left, right in pairs for part in (left, right, left + right)}
     added = {token.id for token in tokenizer.added_tokens}
+    types = tokenizer.types.tolist()
     out: list[bytes] = []
     seen: dict[bytes, int] = {}
     for index, text in enumerate(tokenizer.tokens):
@@ -110,7 +124,7 @@ def encoder_words(tokenizer: Tokenizer, pairs: Iterable[tuple[bytes, bytes]]) ->
             byte = byte_of(tokenizer, index)
             word = text.encode() if byte is None else bytes([byte])
             is_short = len(text) == 1 or byte is not None
-        is_word = index not in added and tokenizer.types[index] != TokenType.UNUSED
+        is_word = types[index] != _UNUSED and index not in added
         if not ((is_word and is_short) or word in merged):
             word = _HIDDEN + str(index).encode()
         if word in seen:
