@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tokenizers import Tokenizer
 import openvino_peer as peer
 import phiquant as pq
 from phiquant import tokenizer as room
+from phiquant.runtimes.openvino_genai import check_version
 from phiquant.targets.openvino_tokenizer import detokenizer_graph, information, tokenizer_graph
 from phiquant.targets.openvino_vocabulary import merge_pairs
 from phiquant.tokenizer.pretokenizer import NAMES
@@ -239,3 +241,14 @@ def test_rules_that_the_operations_do_not_have_are_refused(
     described = room.load(folder, vocab_size=4096)
     with pytest.raises(pq.UnsupportedError, match=words):
         tokenizer_graph(described, folder, max_length=8192)
+
+
+@pytest.mark.parametrize("version", ["2026.3.0.0", "2025.4.1.0", "2024.6.0.0.dev20241225"])
+def test_an_older_runtime_is_refused_in_clear_words(version: str) -> None:
+    with pytest.raises(pq.UnsupportedError, match=r"older than 2026\.4.*pip install"):
+        check_version(version)
+
+
+def test_the_pinned_runtime_and_later_ones_are_taken() -> None:
+    for version in (metadata.version("openvino-tokenizers"), "2026.4.0.0", "2027.0.0.0"):
+        check_version(version)

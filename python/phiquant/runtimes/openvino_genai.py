@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+import re
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phiquant import openvino_folder
-from phiquant.errors import FormatError, PhiquantError
+from phiquant.errors import FormatError, PhiquantError, UnsupportedError
 from phiquant.runtimes.protocol import LoadedModel, Runtime
 from phiquant.strict_json import read_json
+from phiquant.targets.openvino_tokenizer import VERSION
 
 # Activations and the cache in float32, and no rounding of activations to 8 bits.
 _EXACT = {
@@ -47,7 +49,27 @@ class OpenVino(Runtime):
     def load(self, path: Path, *, context: int, threads: int, exact: bool) -> Model:
         """See :meth:`Runtime.load`; without ``exact``, precisions are the plugin's own choice."""
         self.package()
+        check_version(metadata.version("openvino-tokenizers"))
         return Model(import_module("openvino"), path, threads=threads, exact=exact)
+
+
+def check_version(found: str) -> None:
+    """See that openvino-tokenizers has the operations that phiquant's graphs were tested with.
+
+    Raises
+    ------
+    phiquant.UnsupportedError
+        It is older; what it would say of the graph itself helps nobody.
+    """
+    numbers = [int(part) for part in re.findall(r"\d+", found)[:2]]
+    least = [int(part) for part in VERSION.split(".")[:2]]
+    if numbers < least:
+        wanted = ".".join(map(str, least))
+        raise UnsupportedError(
+            f"openvino-tokenizers {found} is older than {wanted}, whose operations the tokenizer's "
+            "graph is made of",
+            remedy="Install it again: pip install 'phiquant[openvino]'",
+        )
 
 
 RUNTIME = OpenVino()
