@@ -177,3 +177,18 @@ def test_numbers_beyond_halves_are_refused_by_name(tmp_path: Path, preset: str) 
     with pytest.raises(pq.ValueRangeError, match="down_proj"):
         pq.convert(source, f"openvino:{preset}", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_importance_is_heeded_by_best_alone() -> None:
+    file = DATA / "phi35" / "imatrix.gguf"
+    target = "openvino:int4_sym"
+    plain, best = (
+        pq.plan(DATA / "phi35", target, importance=file, quality=quality).targets[0]
+        for quality in ("reference", "best")
+    )
+    assert "heeds no importance" in plain.notes[-1]
+    assert not best.notes
+    weighed = [t for file in best.files for t in file.tensors if t.importance is not None]
+    assert {t.codec for t in weighed} == {"int4_sym_g128,rule=nncf"}
+    assert all(t.best for t in weighed)
+    assert all(t.importance is None for file in plain.files for t in file.tensors)

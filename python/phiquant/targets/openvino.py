@@ -74,6 +74,9 @@ def plan_openvino(
     if settings.ratio < 1:
         names = [t.source for t in spec.tensors if t.layer is not None and len(t.shape) == 2]
         settings = mixed(settings, spec, row_errors(checkpoint, names, _BACKUP))
+    notes = settings.notes
+    if importance and not best:
+        notes = (*notes, "NNCF's rule heeds no importance: it needs quality='best'")
     graph = decoder(spec, settings.encoding)
     files = [
         *_model_files(graph, spec, settings, target, best, importance or {}),
@@ -96,7 +99,7 @@ def plan_openvino(
         name=default_output(facts.name, target),
         files=tuple(files),
         places=places,
-        notes=settings.notes,
+        notes=notes,
         check=_check,
         companions=lambda path: {},
         hint=_hint,
