@@ -153,6 +153,25 @@ def test_best_and_overrides_reach_the_folder(folder: Convert) -> None:
     assert best < plain
 
 
+def divergence(path: Path, fixture: str) -> float:
+    """Mean Kullback-Leibler divergence from transformers' recorded logits."""
+    session, found = Session(path), []
+    for name in ("eval_short", "eval_edge", "eval_long"):
+        ids, wanted = prompts(fixture)[name]
+        session.forget()
+        pair = [wanted.astype(np.float64), session.feed(ids)[-len(wanted) :].astype(np.float64)]
+        a, b = (x - np.logaddexp.reduce(x, axis=-1, keepdims=True) for x in pair)
+        found.append((np.exp(a) * (a - b)).sum(axis=-1))
+    return float(np.concatenate(found).mean())
+
+
+@pytest.mark.parametrize("fixture", ["phi35", "phi4mini"])
+@pytest.mark.parametrize("target", ["onnx:int4,accuracy=0", "onnx:int4,asym,accuracy=0"])
+def test_best_is_nearer_to_the_original(folder: Convert, fixture: str, target: str) -> None:
+    plain, best = folder(fixture, target), folder(fixture, target, quality="best")
+    assert divergence(best, fixture) < 0.95 * divergence(plain, fixture)
+
+
 @pytest.mark.parametrize("fixture", ["phi35", "phi4mini"])
 def test_positive_scales_are_positive(folder: Convert, fixture: str) -> None:
     checkpoint = pq.open(folder(fixture, "onnx:int4,positive-scales,accuracy=0"))
