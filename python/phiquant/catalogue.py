@@ -108,6 +108,7 @@ _HF_PRESETS = {
     "bf16": "bfloat16: published Phi weights as they are",
     "fp16": "float16: refused where a weight is too large for it",
     "w8a8": "8 bits, a scale a row; activations, too",
+    "fp8": "8-bit floats, a scale a row; activations, too",
     "w8a16": "8 bits in groups of 128: nearly the original",
     "w4a16": "4 bits in groups of 128: the usual choice",
     "w3a16": "3 bits in groups of 128",

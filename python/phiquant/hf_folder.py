@@ -133,10 +133,10 @@ def _packed(opened: Checkpoint, entry: TensorEntry, module: str) -> TensorEntry:
 
 
 def _bytes(opened: Checkpoint, entry: TensorEntry, module: str) -> TensorEntry:
-    """A matrix of signed bytes."""
+    """A matrix of signed bytes or 8-bit floats."""
     file = opened.files[entry.file].path
     scales = _part(opened, entry, module, "weight_scale")
-    if entry.type != "i8" or f"{module}.weight_zero_point" in opened.entries:
+    if entry.type not in ("i8", "f8_e4m3") or f"{module}.weight_zero_point" in opened.entries:
         raise UnsupportedError(
             f"is quantized to {entry.type}, with tensors beside it, in a way which phiquant does "
             "not decode",
@@ -152,8 +152,11 @@ def _bytes(opened: Checkpoint, entry: TensorEntry, module: str) -> TensorEntry:
             tensor=entry.name,
         )
     length = "channel" if groups == 1 else f"g{columns // groups}"
-    name = f"int8_sym_{length},rule=ct"
     shape = (rows, columns)
+    if entry.type == "f8_e4m3":
+        name = f"fp8_{length}"
+        return _matrix(opened, [entry, scales], name, scales.type, entry.name, shape)
+    name = f"int8_sym_{length},rule=ct"
     return _matrix(opened, [entry, scales], name, scales.type, entry.name, shape, signed=True)
 
 

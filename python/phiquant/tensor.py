@@ -91,7 +91,8 @@ class QuantizedTensor:
 
     @property
     def zero_points(self) -> NDArray[np.uint8] | None:
-        """The zero points of an affine codec, as codes: shape (..., groups); None with biases.
+        """The zero points of an affine codec, as codes: shape (..., groups); None with biases
+        and of small floats.
 
         Raises
         ------
@@ -99,7 +100,9 @@ class QuantizedTensor:
             The codec is not affine.
         """
         zeros = self._elements()[2].reshape(*self.shape[:-1], -1)
-        return None if self.codec.rule == "mlx" else zeros.astype(np.uint8)
+        # Codes of small floats are no integers to count from.
+        without = self.codec.rule == "mlx" or self.codec.name.startswith("fp8_")
+        return None if without else zeros.astype(np.uint8)
 
     @property
     def biases(self) -> NDArray[np.float32] | None:

@@ -135,6 +135,35 @@ std::optional<Parsed> parse_mlx_float(std::string_view base, std::string_view op
     return std::nullopt;
 }
 
+// compressed-tensors' 8-bit floats, a scale a row.
+std::optional<Parsed> parse_fp8(std::string_view base, std::string_view options) {
+    if (base != "fp8_channel") return std::nullopt;
+    AffineScale scale = default_scale(Rule::ct);
+    if (!options.empty()) {
+        if (take_until(options, '=') != "scales") return std::nullopt;
+        const auto found = value_of(k_scales, options);
+        if (!found) return std::nullopt;
+        scale = *found;
+    }
+    std::string name(base);
+    if (scale != default_scale(Rule::ct)) {
+        name += ",scales=" + std::string(text_of(k_scales, scale));
+    }
+    const float largest = scale == AffineScale::f16 ? 65504.0f : 0x1p126f;
+    return Parsed{std::move(name), Codec{{},
+                                         Grid::affine,
+                                         Rule::ct,
+                                         1,
+                                         0,
+                                         0,
+                                         k_no_ggml_type,
+                                         largest,
+                                         nullptr,
+                                         false,
+                                         Layout::packed,
+                                         Affine{8, 0, true, scale, Levels::e4m3}}};
+}
+
 std::optional<Parsed> parse_affine(std::string_view base, std::string_view options) {
     std::string_view rest = base.substr(3);
     const std::string_view bits_text = take_until(rest, '_'), kind = take_until(rest, '_');
@@ -205,6 +234,7 @@ const Codec* find_made(std::string_view name) {
     std::optional<Parsed> parsed =
         base.starts_with("int") ? parse_affine(base, rest) : parse_float(base, rest);
     if (!parsed) parsed = parse_mlx_float(base, rest);
+    if (!parsed) parsed = parse_fp8(base, rest);
     if (!parsed) return nullptr;
     const std::lock_guard lock(mutex);
     for (const Parsed& known : made) {
@@ -234,7 +264,8 @@ const kernels::AffineKernel& affine_kernel(const kernels::Table& table,
             }
             break;
         case Rule::ct:
-            return table.affine->ct;
+            if (codec.affine.levels == Levels::e4m3) return table.affine->ct_fp8;
+            return codec.affine.group == 0 ? table.affine->ct_rows : table.affine->ct;
         case Rule::ggml:
             break;
     }

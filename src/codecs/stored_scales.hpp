@@ -11,7 +11,8 @@ namespace phiquant::codecs {
 enum class Stored : std::uint8_t { f32, f16, bf16, e8m0, e4m3 };
 
 inline Stored stored(const Affine& affine) noexcept {
-    if (affine.levels != Levels::integers) return affine.group == 16 ? Stored::e4m3 : Stored::e8m0;
+    if (affine.levels != Levels::integers && affine.group != 0)
+        return affine.group == 16 ? Stored::e4m3 : Stored::e8m0;
     switch (affine.scale) {
         case kernels::AffineScale::f16:
             return Stored::f16;

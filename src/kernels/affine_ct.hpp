@@ -1,7 +1,7 @@
 // The rule of compressed-tensors, which checkpoints for transformers and vLLM are made with.
 #pragma once
 
-#include "kernels/affine_mlx.hpp"
+#include "kernels/mlx_floats.hpp"
 
 namespace phiquant::kernels {
 
@@ -83,6 +83,50 @@ void encode_ct(const AffineGrid& grid, const AffineRows& rows, const AffineCodes
             return encode_ct_as<Arch, AffineScale::bf16>(grid, rows, out);
         case AffineScale::f32:
             return encode_ct_as<Arch, AffineScale::f32>(grid, rows, out);
+    }
+}
+
+template <class Arch, AffineScale type>
+void encode_ct_fp8_as(const AffineGrid& grid, const AffineRows& rows,
+                      const AffineCodes& out) noexcept {
+    constexpr float most = 448.0f;
+    constexpr std::size_t lanes = F32<Arch>::size;
+    const auto fit = [&](const float* values, const float*, std::uint64_t count,
+                         std::uint8_t* codes, float& scale, float& zero) noexcept {
+        const Extremes range = extremes_of<Arch>(values, count);
+        const float low = __builtin_fabsf(range.least), high = __builtin_fabsf(range.most);
+        scale = stored_scale(stored_scale(low > high ? low : high, type) / most, type);
+        if (scale == 0.0f) scale = ct_least(type);
+        zero = 0.0f;
+        const F32<Arch> step(scale);
+        std::int32_t found[lanes];
+        for (std::uint64_t i = 0; i < count; i += lanes) {
+            const std::uint64_t some = count - i < lanes ? count - i : lanes;
+            float padded[lanes] = {};
+            std::memcpy(padded, values + i, some * sizeof(float));
+            const auto value = of_type<Arch, type>(F32<Arch>::load_unaligned(padded));
+            // The tool adds a zero point of 0, too: -0 becomes 0.
+            const auto at = of_type<Arch, type>(quotient<Arch>(value, step)) + F32<Arch>(0.0f);
+            e4m3_of<Arch>(at).store_unaligned(found);
+            for (std::uint64_t k = 0; k < some; ++k) {
+                codes[i + k] = static_cast<std::uint8_t>(found[k]);
+            }
+        }
+    };
+    for_each_group(grid, rows, out, fit, [](float) noexcept { return std::uint8_t{0}; });
+}
+
+/// 8-bit floats (E4M3) of the same tool: the largest magnitude of a group becomes 448.
+template <class Arch>
+void encode_ct_fp8(const AffineGrid& grid, const AffineRows& rows,
+                   const AffineCodes& out) noexcept {
+    switch (grid.scale) {
+        case AffineScale::f16:
+            return encode_ct_fp8_as<Arch, AffineScale::f16>(grid, rows, out);
+        case AffineScale::bf16:
+            return encode_ct_fp8_as<Arch, AffineScale::bf16>(grid, rows, out);
+        case AffineScale::f32:
+            return encode_ct_fp8_as<Arch, AffineScale::f32>(grid, rows, out);
     }
 }
 

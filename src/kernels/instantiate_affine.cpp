@@ -6,6 +6,7 @@
 #include "kernels/affine_mlx.hpp"
 #include "kernels/affine_nncf.hpp"
 #include "kernels/affine_ort.hpp"
+#include "kernels/best_affine_ct.hpp"
 #include "kernels/best_affine_mlx.hpp"
 #include "kernels/best_affine_nncf.hpp"
 #include "kernels/best_affine_ort.hpp"
@@ -21,7 +22,9 @@ const AffineTable& affine_table<Arch>() noexcept {
         .ort = {&encode_ort<Arch>, &best_ort<Arch>},
         .nncf = {&encode_nncf<Arch>, &best_nncf<Arch>},
         .mlx = {&encode_mlx<Arch>, &best_mlx<Arch>},
-        .ct = {&encode_ct<Arch>},
+        .ct = {&encode_ct<Arch>, &best_ct<Arch>},
+        .ct_rows = {&encode_ct<Arch>},
+        .ct_fp8 = {&encode_ct_fp8<Arch>},
         .mxfp4 = {&encode_mlx_float<Arch, Mxfp4>},
         .mxfp8 = {&encode_mlx_float<Arch, Mxfp8>},
         .nvfp4 = {&encode_mlx_float<Arch, Nvfp4>},

@@ -8,7 +8,8 @@ import pytest
 import hf_peer as peer
 import phiquant as pq
 from phiquant import _core
-from phiquant.errors import ValueRangeError
+from phiquant.errors import UnsupportedError, ValueRangeError
+from places import DATA
 
 BITS = (2, 4, 8)
 GROUPS = (16, 32, 64, 128, None)
@@ -69,6 +70,18 @@ def test_signed_bytes_are_those_of_compressed_tensors(kind):
     assert packed(ours) == [peer.raw(theirs["weight"]), peer.raw(theirs["weight_scale"])]
 
 
+@pytest.mark.parametrize("kind", peer.TYPES)
+def test_small_floats_are_those_of_compressed_tensors(kind):
+    weights = peer.groups(100, kind)
+    how = peer.scheme(8, True, None, "float")
+    theirs = peer.compressed(weights, how, "float-quantized")
+    ours = pq.quantize(weights, "fp8_channel", scales=kind)
+    assert packed(ours) == [peer.raw(theirs["weight"]), peer.raw(theirs["weight_scale"])]
+    decoded = peer.decompressed(theirs, how, "float-quantized")
+    assert (ours.dequantize().astype(peer.TYPES[kind][0]).astype(np.float32) == decoded).all()
+    assert ours.zero_points is None
+
+
 def test_weights_are_rounded_to_the_scales_type_first():
     weights = peer.groups(64, "f32")
     ours = pq.quantize(weights, codec(4, "asym", 64, "bf16"))
@@ -79,9 +92,9 @@ def test_weights_are_rounded_to_the_scales_type_first():
 @pytest.mark.parametrize("sign", SIGNS)
 @pytest.mark.parametrize("bits", BITS)
 def test_every_instruction_set_gives_the_same(bits, sign):
-    for kind in peer.TYPES:
+    names = [(codec(bits, sign, 64, kind), kind) for kind in peer.TYPES]
+    for name, kind in [*names, ("fp8_channel", "bf16")]:
         weights = matrix(64, kind).astype(np.float32)
-        name = codec(bits, sign, 64, kind)
         found = [_core.encode_affine(name, weights, arch) for arch in _core.available_archs()]
         for other in found[1:]:
             for one, two in zip(found[0], other, strict=True):
@@ -108,3 +121,36 @@ def test_ranges_that_float16_cannot_hold_are_refused():
     with pytest.raises(ValueRangeError, match=r"float16|range|hold"):
         pq.quantize(weights, codec(4, "asym", 32, "f16"))
     assert pq.quantize(weights, codec(4, "asym", 32, "bf16")).error(weights) < 0.1
+
+
+# Squared error of the search, of compressed-tensors'.
+@pytest.mark.parametrize(("sign", "most"), [("sym", 0.78), ("asym", 0.92)])
+def test_best_quality_loses_less_on_trained_weights_and_nowhere_more(sign, most):
+    checkpoint = pq.open(DATA / "phi35")
+    importance = np.linspace(0.1, 2, 256, dtype=np.float32)
+    ratios, weighted = [], []
+    for name in checkpoint:
+        if not name.endswith(("qkv_proj.weight", "o_proj.weight")):
+            continue
+        weights = np.asarray(checkpoint[name], np.float32)
+        how = codec(4, sign, 64, "bf16")
+
+        def lost(tensor, weights=weights):
+            return (tensor.dequantize() - weights) ** 2
+
+        reference = lost(pq.quantize(weights, how))
+        best = lost(pq.quantize(weights, how, quality="best"))
+        ratios.append(best.sum() / reference.sum())
+        groups = (len(weights), -1, 64)
+        worse = best.reshape(groups).sum(-1) > reference.reshape(groups).sum(-1) * (1 + 1e-5)
+        assert not worse.any()
+        tuned = lost(pq.quantize(weights, how, quality="best", importance=importance))
+        weighted.append((tuned * importance).sum() / (best * importance).sum())
+    assert np.mean(ratios) < most
+    assert np.mean(weighted) < 1
+
+
+@pytest.mark.parametrize("name", ["int4_sym_channel,rule=ct", "fp8_channel"])
+def test_whole_rows_have_no_best_quality(name):
+    with pytest.raises(UnsupportedError, match="best"):
+        pq.quantize(np.ones((1, 64), np.float32), name, quality="best")

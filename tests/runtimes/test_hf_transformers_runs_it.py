@@ -61,6 +61,8 @@ FOLDERS = [
     ("phi4mini", "w3a16,group=32"),
     ("phi4mini", "w4a16,group=channel,dtype=fp32"),
     ("phi4mini", "w8a8,dtype=fp16"),
+    ("phi35", "fp8"),
+    ("phi4mini", "fp8,dtype=fp32"),
     ("phi3win", "w4a16,group=64,sym"),
     ("phi3win", "w2a16,group=32"),
     ("phi3win", "w8a8,dtype=fp32"),
@@ -119,7 +121,7 @@ def test_float16_is_what_is_asked_for(folder):
         assert (values == np.asarray(original[name], np.float32).astype(np.float16)).all()
 
 
-@pytest.mark.parametrize("preset", ["w4a16,group=32", "w8a8"])
+@pytest.mark.parametrize("preset", ["w4a16,group=32", "w8a8", "fp8"])
 def test_plain_from_pretrained_runs_it_as_published(folder, preset):
     """Without a word on quantization; and 8-bit activations where the scheme has them."""
     from transformers import AutoModelForCausalLM
@@ -139,6 +141,19 @@ def test_the_hint_s_command_runs(tmp_path):
     done = subprocess.run(words, shell=True, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Hello")
+
+
+def test_best_quality_is_nearer_to_the_source(folder):
+    ids, wanted = prompt("phi35", "chat")
+    off = []
+    for choices in ({}, {"quality": "best"}):
+        path = folder("phi35", "w4a16,asym,group=64", **choices)
+        with RUNTIME.load(path, context=64, threads=1, exact=True) as model:
+            off.append(((model.logits(ids, len(wanted)) - wanted) ** 2).mean())
+    assert off[1] < off[0]
+    assert "searched for" in (path / "README.md").read_text()
+    with pytest.raises(UnsupportedError, match="best"):
+        pq.plan(DATA / "phi35", "hf:w8a8", quality="best")
 
 
 # Mixed schemes ---------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ FLOATS: Final[Mapping[str, tuple[str, str, str]]] = {
 PACKED: Final[Mapping[str, int]] = {"w8a16": 8, "w4a16": 4, "w3a16": 3, "w2a16": 2}
 
 #: The presets of ``hf:`` targets.
-PRESETS: Final = (*FLOATS, "w8a8", *PACKED)
+PRESETS: Final = (*FLOATS, "w8a8", "fp8", *PACKED)
 
 # What compressed-tensors calls Linear; the output stays a float, as in llm-compressor's recipes.
 _LINEAR = ("attn_qkv", "attn_output", "ffn_gate_up", "ffn_down", "output")
@@ -45,27 +45,34 @@ class Scheme:
     group : int
         Values that share a scale along a row; 0: the whole row.
     activations : bool
-        Whether activations are rounded to 8 bits, each token by its own scale.
+        Whether activations are rounded to 8 bits, too, each token by its own scale.
+    small_floats : bool
+        Whether codes are 8-bit floats (E4M3).
     """
 
     bits: int
     symmetric: bool
     group: int
     activations: bool = False
+    small_floats: bool = False
 
     def __str__(self) -> str:
         if self.activations:
-            return "w8a8"
+            return "fp8" if self.small_floats else "w8a8"
         sign = "sym" if self.symmetric else "asym"
         return f"w{self.bits}a16_{sign}_{f'g{self.group}' if self.group else 'channel'}"
 
     @property
     def format(self) -> str:
         """compressed-tensors' name of the container."""
+        if self.small_floats:
+            return "float-quantized"
         return "int-quantized" if self.activations else "pack-quantized"
 
     def codec(self, scales: str) -> str:
         """The codec's name, with scales of the type ``scales``."""
+        if self.small_floats:
+            return "fp8_channel" if scales == "bf16" else f"fp8_channel,scales={scales}"
         sign = "sym" if self.symmetric else "asym"
         group = f"g{self.group}" if self.group else "channel"
         name = f"int{self.bits}_{sign}_{group},rule=ct"
@@ -76,9 +83,10 @@ class Scheme:
 
     def settings(self, targets: list[str]) -> dict[str, object]:
         """A group of ``config.json``'s quantization_config."""
+        kind = "float" if self.small_floats else "int"
         weights: dict[str, object] = {
             "num_bits": self.bits,
-            "type": "int",
+            "type": kind,
             "symmetric": self.symmetric,
             "strategy": "group" if self.group else "channel",
             "group_size": self.group or None,
@@ -86,7 +94,7 @@ class Scheme:
         }
         inputs = {
             "num_bits": 8,
-            "type": "int",
+            "type": kind,
             "symmetric": True,
             "strategy": "token",
             "group_size": None,
@@ -103,6 +111,9 @@ class Scheme:
 
 #: 8 bits for weights and activations.
 W8A8: Final = Scheme(8, True, 0, activations=True)
+
+#: The same of 8-bit floats.
+FP8: Final = Scheme(8, True, 0, activations=True, small_floats=True)
 
 
 @dataclass(frozen=True)
@@ -160,15 +171,15 @@ def scheme_of(text: str, *, group: int = 128, symmetric: bool = True) -> Scheme 
     name = text.strip().lower()
     if name in (*FLOATS, "f16", "f32", "float"):
         return None
-    if name == "w8a8":
-        return W8A8
+    if name in ("w8a8", "fp8"):
+        return W8A8 if name == "w8a8" else FP8
     match = _NAME.match(name)
     if match:
         length = match[4]
         own = group if length is None else 0 if length == "channel" else int(length[1:])
         sign = symmetric if match[3] is None else match[3] == "sym"
         return Scheme(int(match[1] or match[2]), sign, own)
-    known = [*PACKED, "w8a8", "bf16"]
+    known = [*PACKED, "w8a8", "fp8", "bf16"]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
     raise UsageError(

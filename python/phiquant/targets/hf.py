@@ -219,7 +219,8 @@ def _containers(
     """Each plane's part of the tensor's name, type and shape."""
     scales = ("weight_scale", kind, (rows, groups))
     if scheme.activations:
-        return {0: ("weight", "I8", (rows, columns)), 1: scales}
+        codes = "F8_E4M3" if scheme.small_floats else "I8"
+        return {0: ("weight", codes, (rows, columns)), 1: scales}
     words = -(-columns * scheme.bits // 32)
     found = {0: ("weight_packed", "I32", (rows, words)), 1: scales}
     if not scheme.symmetric:

@@ -16,6 +16,9 @@ from phiquant.strict_json import read_json
 #: Bytes of tensors in a file, as publishers split.
 SHARD: Final = 5 << 30
 
+# Bytes of an element.
+_BYTES: Final = {"I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I8": 1, "F8_E4M3": 1}
+
 
 @dataclass(frozen=True)
 class StoredTensor:
@@ -60,6 +63,8 @@ def planned_files(
 
 
 def _file(name: str, part: list[StoredTensor], metadata: Mapping[str, str]) -> PlannedFile:
+    # The format has no gaps: wide elements first, and all are aligned.
+    part = sorted(part, key=lambda item: -_BYTES[item.type])
     header = _core.write_safetensors_header(
         [(item.planned.name, item.type, item.planned.shape) for item in part], dict(metadata)
     )
