@@ -76,7 +76,7 @@ class Codec:
     has_best : bool
         Whether ``quality="best"`` is to be had.
     rule : str
-        Whose tool's bits it makes: ``ggml``, ``ort``, ``nncf``, ``mlx`` or ``ct``.
+        Whose tool's bits it makes: ``ggml``, ``ort``, ``qdq``, ``nncf``, ``mlx`` or ``ct``.
     affine : Affine or None
         The grid of an affine codec, such as ``int4_sym_g32``.
     transposed : bool
@@ -174,10 +174,10 @@ def affine_name(
     ----------
     name : str
         ``int{2,3,4,5,6,8}_{sym,asym}_{g16,g32,g64,g128,g256,channel}``.
-    rule : "ort", "nncf", "mlx" or "ct", optional
+    rule : "ort", "qdq", "nncf", "mlx" or "ct", optional
         Whose tool's bits; ``ort`` by default.
     scales : "f32", "f16" or "bf16", optional
-        By default what the rule's tool stores: f32 (ort), f16 (nncf), bf16 (mlx, ct).
+        By default what the rule's tool stores: f32 (ort, qdq), f16 (nncf), bf16 (mlx, ct).
     layout : "rows", "openvino", "mlx", "packed" or "transposed", optional
         By default that of the rule's own format.
     """

@@ -231,7 +231,7 @@ def quantize(
     quality : "reference" or "best"
         The bits of the format's own tool; or scales searched for the least squared error (each
         column's times its importance, if there is one), in as many bytes of the same format.
-    rule : "ort", "nncf", "mlx" or "ct", optional
+    rule : "ort", "qdq", "nncf", "mlx" or "ct", optional
         Of affine codecs: whose tool's bits; ONNX Runtime's by default.
     scales : "f32", "f16" or "bf16", optional
         Of affine codecs: the scales' type; by default what the rule's tool stores.

@@ -127,6 +127,8 @@ const char* name_of(codecs::Rule rule) {
             return "ggml";
         case codecs::Rule::ort:
             return "ort";
+        case codecs::Rule::qdq:
+            return "qdq";
         case codecs::Rule::nncf:
             return "nncf";
         case codecs::Rule::mlx:

@@ -23,6 +23,7 @@ enum class Grid : std::uint8_t {
 enum class Rule : std::uint8_t {
     ggml,
     ort,   ///< ONNX Runtime's blockwise quantizer
+    qdq,   ///< onnxruntime.quantization, for QuantizeLinear's grid
     nncf,  ///< NNCF's weight compression
     mlx,   ///< mlx.core.quantize on a CPU
     ct     ///< compressed-tensors

@@ -19,8 +19,9 @@ struct Word {
     Value value;
 };
 
-constexpr std::array k_rules{Word<Rule>{"ort", Rule::ort}, Word<Rule>{"nncf", Rule::nncf},
-                             Word<Rule>{"mlx", Rule::mlx}, Word<Rule>{"ct", Rule::ct}};
+constexpr std::array k_rules{Word<Rule>{"ort", Rule::ort}, Word<Rule>{"qdq", Rule::qdq},
+                             Word<Rule>{"nncf", Rule::nncf}, Word<Rule>{"mlx", Rule::mlx},
+                             Word<Rule>{"ct", Rule::ct}};
 constexpr std::array k_scales{Word<AffineScale>{"f32", AffineScale::f32},
                               Word<AffineScale>{"f16", AffineScale::f16},
                               Word<AffineScale>{"bf16", AffineScale::bf16}};
@@ -51,9 +52,15 @@ std::string_view text_of(const Words& words, Value value) {
 
 // What a rule's own tool stores.
 AffineScale default_scale(Rule rule) {
-    return rule == Rule::ort    ? AffineScale::f32
-           : rule == Rule::nncf ? AffineScale::f16
-                                : AffineScale::bf16;
+    switch (rule) {
+        case Rule::ort:
+        case Rule::qdq:
+            return AffineScale::f32;
+        case Rule::nncf:
+            return AffineScale::f16;
+        default:
+            return AffineScale::bf16;
+    }
 }
 
 Layout default_layout(Rule rule) {
@@ -198,6 +205,10 @@ std::optional<Parsed> parse_affine(std::string_view base, std::string_view optio
     if ((by == Rule::mlx) != (laid == Layout::mlx)) return std::nullopt;
     const bool group_of_mlx = affine.group == 32 || affine.group == 64 || affine.group == 128;
     if (by == Rule::mlx && (affine.symmetric || !group_of_mlx)) return std::nullopt;
+    // Its tool has other grids, too; for those the rule ort is the better one.
+    const bool bits_of_qdq = affine.bits == 4 || affine.bits == 8;
+    const bool scale_of_qdq = affine.scale != AffineScale::bf16;
+    if (by == Rule::qdq && !(affine.symmetric && bits_of_qdq && scale_of_qdq)) return std::nullopt;
 
     std::string name(base);
     if (by != Rule::ort) name += ",rule=" + std::string(text_of(k_rules, by));
@@ -251,6 +262,8 @@ const kernels::AffineKernel& affine_kernel(const kernels::Table& table,
     switch (codec.rule) {
         case Rule::ort:
             return table.affine->ort;
+        case Rule::qdq:
+            return table.affine->qdq;
         case Rule::nncf:
             return table.affine->nncf;
         case Rule::mlx:

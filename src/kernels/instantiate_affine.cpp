@@ -6,6 +6,7 @@
 #include "kernels/affine_mlx.hpp"
 #include "kernels/affine_nncf.hpp"
 #include "kernels/affine_ort.hpp"
+#include "kernels/affine_qdq.hpp"
 #include "kernels/best_affine_ct.hpp"
 #include "kernels/best_affine_mlx.hpp"
 #include "kernels/best_affine_nncf.hpp"
@@ -20,6 +21,7 @@ template <>
 const AffineTable& affine_table<Arch>() noexcept {
     static constexpr AffineTable kernels{
         .ort = {&encode_ort<Arch>, &best_ort<Arch>},
+        .qdq = {&encode_qdq<Arch>},
         .nncf = {&encode_nncf<Arch>, &best_nncf<Arch>},
         .mlx = {&encode_mlx<Arch>, &best_mlx<Arch>},
         .ct = {&encode_ct<Arch>, &best_ct<Arch>},

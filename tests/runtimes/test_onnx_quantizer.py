@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import phiquant as pq
-from onnx_peer import quantized
+from onnx_peer import quantized, quantized_by_scripts
+from phiquant import _core
 from places import DATA
 
 BLOCKS = (16, 32, 64, 128, 256)
@@ -55,6 +56,25 @@ def test_planes_are_those_of_onnx_runtime(bits: int, symmetric: bool, dtype: typ
             shifts = np.arange(0, 8, bits, dtype=np.uint8)
             unpacked = (zeros[..., None] >> shifts & ((1 << bits) - 1)).reshape(len(w), -1)
             assert np.array_equal(mine.zero_points, unpacked[:, : steps.shape[1]]), where
+
+
+@pytest.mark.parametrize("arch", _core.available_archs())
+@pytest.mark.parametrize(("bits", "block"), [(8, None), (8, 32), (4, 16), (4, 32), (4, 256)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_positive_scales_are_those_of_onnx_runtimes_scripts(
+    bits: int, block: int | None, dtype: type, arch: str
+) -> None:
+    """Whole rows as quantize_dynamic and quantize_static have them, and DequantizeLinear's blocks."""
+    group = f"g{block}" if block else "channel"
+    scales = ",scales=f16" if dtype == np.float16 else ""
+    codec = f"int{bits}_sym_{group},rule=qdq{scales}"
+    for name, w in matrices(dtype).items():
+        wanted, steps = quantized_by_scripts(w, bits, block)
+        codes, found, _ = _core.encode_affine(codec, w.astype(np.float32), arch=arch)
+        where = f"{name} {codec}"
+        assert found.astype(dtype).tobytes() == steps.tobytes(), where
+        signed = codes.reshape(len(w), -1)[:, : w.shape[1]].astype(np.int16) - 2 ** (bits - 1)
+        assert np.array_equal(signed, wanted), where
 
 
 @pytest.mark.parametrize("fixture", ["phi35", "phi4mini"])
