@@ -11,6 +11,7 @@ import pytest
 
 import phiquant as pq
 from phiquant.architectures import read_config, spec_from_config
+from phiquant.openvino import read_network
 from phiquant.targets.names import PRESETS, parse_target
 from phiquant.targets.openvino_options import settings_of
 from places import DATA
@@ -150,6 +151,23 @@ def test_a_folder_without_generation_settings_and_template_file_gets_them(tmp_pa
     config = json.loads((DATA / "phi35" / "tokenizer_config.json").read_text())
     template = (tmp_path / "out" / "chat_template.jinja").read_text()
     assert template == config["chat_template"]
+
+
+def test_a_template_that_xml_cannot_hold_stands_in_its_file(tmp_path: Path) -> None:
+    ignored = shutil.ignore_patterns("reference*", "*.gguf")
+    source = shutil.copytree(DATA / "phi35", tmp_path / "phi35", ignore=ignored)
+    path = source / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config["chat_template"] = "{{ '\x1b[0m' }} <&\"'> \n\t \U0001f600"
+    path.write_text(json.dumps(config))
+    pq.convert(source, "openvino:int8", tmp_path / "out")
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == config["chat_template"]
+    assert "chat_template" not in read_network(tmp_path / "out/openvino_tokenizer.xml").information
+    config["chat_template"] = config["chat_template"].replace("\x1b", "")
+    path.write_text(json.dumps(config))
+    pq.convert(source, "openvino:int8", tmp_path / "out", overwrite=True)
+    told = read_network(tmp_path / "out/openvino_tokenizer.xml").information
+    assert told["chat_template"] == config["chat_template"]
 
 
 def test_a_gguf_is_no_source(converted) -> None:

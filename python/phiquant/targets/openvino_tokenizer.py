@@ -41,6 +41,9 @@ _REPLACEMENT = "\ufffd"
 # Marks SentencePiece's byte tokens; no character of GPT-2's alphabet is near it.
 _MARK = r"\x{E000}"
 _ALPHABET = alphabet()
+# What no XML 1.0 can hold, in whatever spelling. A template with such characters stands in its own
+# file alone.
+_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 Information = list[tuple[str, object]]
 
@@ -52,7 +55,7 @@ def information(tokenizer: Tokenizer) -> Information:
     for role in ("bos", "eos", "pad"):
         if role in tokenizer.special_ids:
             pairs.append((f"{role}_token_id", tokenizer.special_ids[role]))
-    if tokenizer.chat_template is not None:
+    if tokenizer.chat_template is not None and not _NO_XML.search(tokenizer.chat_template):
         pairs.append(("chat_template", tokenizer.chat_template))
     return pairs
 
