@@ -271,6 +271,29 @@ def test_genai_reads_tokenizer_and_template(folder: Convert, fixture: str) -> No
     assert chat.startswith("<|user|>") and chat.rstrip().endswith("<|assistant|>")
 
 
+@pytest.mark.parametrize(
+    ("target", "tensor", "value"),
+    [
+        ("onnx:fp16", "model.layers.0.mlp.down_proj.weight", 1e5),
+        ("onnx:fp16", "model.layers.1.input_layernorm.weight", 7e4),
+        ("onnx:int4,ep=cuda", "model.layers.0.mlp.down_proj.weight", 3e6),
+        ("onnx:int4,scales=fp16", "model.layers.0.mlp.down_proj.weight", 3e6),
+    ],
+)
+def test_what_float16_cannot_hold_is_an_error(
+    tmp_path: Path, target: str, tensor: str, value: float
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(DATA / "phi3win", source)
+    tensors = {name: np.array(held) for name, held in pq.open(source).items()}
+    tensors[tensor].reshape(-1)[5] = value
+    pq.safetensors.write(source / "model.safetensors", tensors, overwrite=True)
+    with pytest.raises(pq.ValueRangeError, match="cannot hold") as raised:
+        pq.convert(source, target, tmp_path / "made")
+    assert raised.value.tensor == tensor
+    assert not (tmp_path / "made").exists()
+
+
 def test_default_lengths_need_no_huge_cache(folder: Convert) -> None:
     config = json.loads((folder("phi35", "onnx:int4") / "genai_config.json").read_text())
     assert config["model"]["context_length"] == 8192
