@@ -194,6 +194,84 @@ def test_a_quantized_head(folder):
         assert abs(model.logits(ids, len(ids)) - ours).max() < 0.15
 
 
+# What compressed-tensors itself writes ---------------------------------------------------------
+
+
+def theirs(source: Path, out: Path, preset: str) -> Any:
+    """A folder made by compressed-tensors' own presets and compressors; gives its config."""
+    from compressed_tensors.quantization import QuantizationConfig, preset_name_to_scheme
+    from safetensors.torch import save_file
+
+    how = preset_name_to_scheme(preset, ["Linear"])
+    format = {"W8A8": "int-quantized", "FP8_DYNAMIC": "float-quantized"}.get(
+        preset, "pack-quantized"
+    )
+    original = pq.open(source)
+    tensors = {}
+    for name in original:
+        if name.endswith("_proj.weight"):
+            made = peer.compressed(original[name], how, format)
+            tensors |= {f"{name.removesuffix('weight')}{part}": made[part] for part in made}
+        else:
+            tensors[name] = peer.to_torch(original[name])
+    out.mkdir()
+    save_file({k: v.contiguous() for k, v in tensors.items()}, out / "model.safetensors")
+    settings = QuantizationConfig(
+        config_groups={"group_0": how},
+        format=format,
+        ignore=["lm_head"],
+        quantization_status="compressed",
+    )
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"] = settings.model_dump(mode="json")
+    (out / "config.json").write_text(json.dumps(config))
+    return settings
+
+
+PUBLISHED = [
+    ("phi35", "W4A16", "w4a16"),
+    ("phi4mini", "W4A16_ASYM", "w4a16,asym"),
+    ("phi35", "W8A16", "w8a16"),
+    ("phi4mini", "W3A16", "w3a16"),
+    ("phi35", "W8A8", "w8a8"),
+    ("phi4mini", "FP8_DYNAMIC", "fp8"),
+]
+
+
+@pytest.mark.parametrize(("fixture", "preset", "ours"), PUBLISHED)
+def test_every_tensor_is_that_of_compressed_tensors(folder, tmp_path, fixture, preset, ours):
+    settings = theirs(DATA / fixture, tmp_path / "theirs", preset)
+    made = pq.safetensors.open_folder(folder(fixture, ours))
+    wanted = pq.safetensors.open_folder(tmp_path / "theirs")
+    assert {name: entry.shape for name, entry in made.entries.items()} == {
+        name: entry.shape for name, entry in wanted.entries.items()
+    }
+    for name in wanted:
+        assert made[name].dtype == wanted[name].dtype, name
+        assert made[name].tobytes() == wanted[name].tobytes(), name
+    config = json.loads((folder(fixture, ours) / "config.json").read_text())
+    read = type(settings).model_validate(config["quantization_config"])
+    expected = settings.model_copy(deep=True)
+    expected.config_groups["group_0"].format = settings.format
+    for group in (read.config_groups["group_0"], expected.config_groups["group_0"]):
+        for args in (group.weights, group.input_activations):
+            if args is not None:
+                args.observer = None  # how llm-compressor would have looked for extremes
+    assert read.model_dump() == expected.model_dump()
+
+
+@pytest.mark.parametrize(("fixture", "preset", "ours"), PUBLISHED)
+def test_folders_of_compressed_tensors_are_read(folder, tmp_path, fixture, preset, ours):
+    theirs(DATA / fixture, tmp_path / "theirs", preset)
+    opened, same = pq.open(tmp_path / "theirs"), pq.open(folder(fixture, ours))
+    assert {n: e.type for n, e in opened.entries.items()} == {
+        n: e.type for n, e in same.entries.items()
+    }
+    ids, _ = prompt(fixture, "chat")
+    found = [Decoder(one, threads=1)(ids[None], last=4) for one in (opened, same)]
+    assert (found[0] == found[1]).all()
+
+
 # What the folder holds -------------------------------------------------------------------------
 
 
