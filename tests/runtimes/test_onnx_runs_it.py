@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime_genai as og
 import pytest
-from onnxruntime.quantization import QuantType, quantize_dynamic
 
 import phiquant as pq
-from onnx_peer import Session, generated
+from onnx_peer import QuantType, Session, generated, og, quantize_dynamic
 from phiquant.reference import Decoder
 from places import DATA, GOLDEN
 
