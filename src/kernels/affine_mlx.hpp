@@ -22,23 +22,35 @@ XSIMD_INLINE F32<Arch> of_type(F32<Arch> value) noexcept {
     }
 }
 
-/// How codes stand for values.
+/// Parameters are made for this many groups together: one by one, their latencies would add up.
+inline constexpr std::size_t k_groups_together = 16;
+
+/// How codes stand for values, of several groups.
 struct MlxParameters {
-    float scale, bias;
+    alignas(k_alignment) float scale[k_groups_together] = {}, bias[k_groups_together] = {};
 };
 
-/// Scale and bias before they are rounded to their type: codes are made with these. The bias is the
-/// end of the range with the larger magnitude, and zero is a code.
-static inline MlxParameters mlx_parameters(Extremes range, float most) noexcept {
-    const bool below = __builtin_fabsf(range.least) > __builtin_fabsf(range.most);
-    float scale = (range.most - range.least) / most;
-    scale = scale > 1e-7f ? scale : 1e-7f;
-    scale = below ? scale : -scale;
-    const float edge = below ? range.least : range.most;
-    const float codes = edge / scale;  // from zero to the edge; at most 2^bits - 1
-    const float whole = (codes + k_magic) - k_magic;
-    if (whole == 0.0f) return {scale, 0.0f};
-    return {edge / whole, edge};
+/// Scales and biases before they are rounded to their type: codes are made with these. The bias is
+/// the end of the range with the larger magnitude, and zero is a code. `found` holds the ranges,
+/// the lowest value as scale and the highest as bias.
+template <class Arch, AffineScale type>
+XSIMD_INLINE void find_parameters(float most, MlxParameters& found) noexcept {
+    using Batch = F32<Arch>;
+    for (std::size_t g = 0; g < k_groups_together; g += Batch::size) {
+        // Rounding keeps the order, so the extremes needed no rounded values.
+        const Batch low = of_type<Arch, type>(Batch::load_aligned(found.scale + g));
+        const Batch high = of_type<Arch, type>(Batch::load_aligned(found.bias + g));
+        const auto below = xsimd::abs(low) > xsimd::abs(high);
+        const Batch size = xsimd::max(quotient<Arch>(high - low, Batch(most)), Batch(1e-7f));
+        const Batch scale = xsimd::select(below, size, negated<Arch>(size));
+        const Batch edge = xsimd::select(below, low, high);
+        // Codes from zero to the edge; at most 2^bits - 1.
+        const Batch whole = (quotient<Arch>(edge, scale) + Batch(k_magic)) - Batch(k_magic);
+        const auto none = whole == Batch(0.0f);
+        const Batch refined = quotient<Arch>(edge, xsimd::select(none, Batch(1.0f), whole));
+        xsimd::select(none, scale, refined).store_aligned(found.scale + g);
+        xsimd::select(none, Batch(0.0f), edge).store_aligned(found.bias + g);
+    }
 }
 
 /// codes = clamp(round(place(i)), 0, most), halves to even. `place` gives batches; its scalar form
@@ -75,28 +87,37 @@ template <class Arch, AffineScale type>
 void encode_mlx_as(const AffineGrid& grid, const AffineRows& rows,
                    const AffineCodes& out) noexcept {
     const float most = static_cast<float>((1u << grid.bits) - 1);
-    const auto fit = [&](const float* values, const float*, std::uint64_t count,
-                         std::uint8_t* codes, float& scale, float& bias) noexcept {
-        // Rounding keeps the order, so the extremes need no rounded values.
-        Extremes range = extremes_of<Arch>(values, count);
-        range = {stored_scale(range.least, type), stored_scale(range.most, type)};
-        const MlxParameters found = mlx_parameters(range, most);
-        const F32<Arch> step(found.scale), edge(found.bias);
-        round_codes<Arch>(
-            count, most,
-            [&](std::uint64_t i) noexcept {
-                const auto value = of_type<Arch, type>(F32<Arch>::load_unaligned(values + i));
-                return quotient<Arch>(value - edge, step);
-            },
-            [&](std::uint64_t i) noexcept {
-                return (stored_scale(values[i], type) - found.bias) / found.scale;
-            },
-            codes);
-        scale = stored_scale(found.scale, type);
-        bias = stored_scale(found.bias, type);
-    };
-    // mlx has no short groups; codes behind a row's end are never read.
-    for_each_group(grid, rows, out, fit, [](float) noexcept { return std::uint8_t{0}; });
+    // mlx has no short groups.
+    const std::uint64_t group = grid.group, count = rows.rows * (rows.columns / group);
+    MlxParameters found;
+    for (std::uint64_t first = 0; first < count; first += k_groups_together) {
+        const std::size_t here = count - first < k_groups_together
+                                     ? static_cast<std::size_t>(count - first)
+                                     : k_groups_together;
+        for (std::size_t g = 0; g < here; ++g) {
+            const Extremes range = extremes_of<Arch>(rows.values + (first + g) * group, group);
+            found.scale[g] = range.least;
+            found.bias[g] = range.most;
+        }
+        find_parameters<Arch, type>(most, found);
+        for (std::size_t g = 0; g < here; ++g) {
+            const float* values = rows.values + (first + g) * group;
+            const float scale = found.scale[g], bias = found.bias[g];
+            const F32<Arch> step(scale), edge(bias);
+            round_codes<Arch>(
+                group, most,
+                [&](std::uint64_t i) noexcept {
+                    const auto value = of_type<Arch, type>(F32<Arch>::load_unaligned(values + i));
+                    return quotient<Arch>(value - edge, step);
+                },
+                [&](std::uint64_t i) noexcept {
+                    return (stored_scale(values[i], type) - bias) / scale;
+                },
+                out.codes + (first + g) * group);
+            out.scales[first + g] = stored_scale(scale, type);
+            out.zeros[first + g] = stored_scale(bias, type);
+        }
+    }
 }
 
 /// mlx.core.quantize's affine mode (mlx 0.32, backend/cpu/quantized.cpp). Metal and CUDA differ in
