@@ -68,7 +68,7 @@ def plan(
     split_size : str, optional
         Split GGUFs into files of at most so many bytes of tensors, as ``"4G"`` or ``"500M"``.
     progress : bool
-        Show a download's progress.
+        Show that of a download, and of the calibration that ``onnx:int8-static`` needs.
 
     Returns
     -------
@@ -117,7 +117,7 @@ def plan(
     )
     if checkpoint.format == "gguf":
         return Plan(checkpoint, _from_gguf(checkpoint, targets, choices))
-    return Plan(checkpoint, _from_model(checkpoint, targets, choices, overrides))
+    return Plan(checkpoint, _from_model(checkpoint, targets, choices, overrides, progress))
 
 
 def convert(
@@ -201,7 +201,11 @@ def _check_options_of_gguf(targets: list[Target], given: dict[str, bool]) -> Non
 
 
 def _from_model(
-    checkpoint: Checkpoint, targets: list[Target], choices: Choices, overrides: list[Override]
+    checkpoint: Checkpoint,
+    targets: list[Target],
+    choices: Choices,
+    overrides: list[Override],
+    progress: bool,
 ) -> tuple[PlannedTarget, ...]:
     config, spec = describe_folder(checkpoint)
     facts = read_source_facts(checkpoint.folder, config, name=checkpoint.name)
@@ -220,6 +224,7 @@ def _from_model(
                     best=choices.best,
                     overrides=_overrides_for("onnx", overrides),
                     importance=_by_source(spec, choices),
+                    progress=progress,
                 )
             )
         elif target.format == "hf":

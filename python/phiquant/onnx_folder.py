@@ -243,7 +243,7 @@ class _Matrices:
         columns, rows = codes.shape
         if scales.shape != (rows,) or scales.type != "f32":
             return
-        codec = affine_name("int8_sym_channel", rule="ct", scales="f32", layout="transposed")
+        codec = affine_name("int8_sym_channel", layout="transposed")
         sizes = (codes.nbytes, scales.nbytes)
         self._take([codes, scales], sizes, codec, (rows, columns), found, used)
 

@@ -188,7 +188,8 @@ def _options(text: str, words: list[str]) -> tuple[tuple[str, str | bool], ...]:
         key = key.lower()
         if key in found:
             raise UsageError(f"'{text}': '{key}' is given twice", remedy="Give it once.")
-        found[key] = value.lower() if equals else True
+        # Files have names of their own.
+        found[key] = (value if key == "text" else value.lower()) if equals else True
     return tuple(sorted(found.items()))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -45,6 +46,7 @@ def plan_onnx(
     best: bool = False,
     overrides: Iterable[tuple[str, str]] = (),
     importance: Mapping[str, NDArray[np.float32]] | None = None,
+    progress: bool | Callable[[int, int], None] = False,
 ) -> PlannedTarget:
     """Plan the ONNX folder of a Hugging Face checkpoint.
 
@@ -57,6 +59,8 @@ def plan_onnx(
         On source tensor names; see :func:`phiquant.targets.onnx_options.grids_of`.
     importance : mapping of str to float32 array, optional
         Weights of columns by source tensor name, for ``best``.
+    progress : bool or callable
+        Of the calibration that ``int8-static`` needs.
 
     Raises
     ------
@@ -69,16 +73,23 @@ def plan_onnx(
     ranges = None
     if settings.classic == "static":
         # The forward pass is for few: it is loaded when it is asked for.
-        from phiquant.measure.ranges import activation_ranges
+        from phiquant.measure.ranges import TOKENS, activation_ranges
 
-        ranges = activation_ranges(checkpoint, spec, percentile=settings.ranges == "percentile")
+        ranges = activation_ranges(
+            checkpoint,
+            spec,
+            percentile=settings.ranges == "percentile",
+            text=settings.text,
+            tokens=settings.tokens or TOKENS,
+            progress=progress,
+        )
     made = model_graph(spec, settings, grids, ranges)
     tensors, planned, size = _placed(made, best, importance or {})
     model = Model(
         made.placed(tensors),
         metadata={
             "phiquant.version": _core.version,
-            "phiquant.target": str(target),
+            "phiquant.target": str(_told(target)),
             "phiquant.source": facts.name,
             "phiquant.quality": "best" if best else "reference",
             SOURCE_CONFIG: _config_text(facts.config),
@@ -157,6 +168,14 @@ def _notes(settings: Settings) -> tuple[str, ...]:
         "8-bit activations lose more than 8-bit weights alone (onnx:int8), and processors without "
         "VNNI may lose more yet",
     )
+
+
+def _told(target: Target) -> Target:
+    """The target as files tell it: of somebody's paths, names alone."""
+    options = tuple(
+        (key, Path(str(value)).name if key == "text" else value) for key, value in target.options
+    )
+    return replace(target, options=options)
 
 
 def _config_text(config: Mapping[str, object]) -> str:

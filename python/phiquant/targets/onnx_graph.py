@@ -334,15 +334,10 @@ class _Builder:
         return names
 
     def _codec(self, grid: Grid, layout: str | None = None) -> str:
-        if self.settings.rule == "ort":
-            scales = None if self.settings.scales == "f32" else self.settings.scales
-            return affine_name(grid.codec, scales=scales, layout=layout)
-        return affine_name(
-            grid.codec,
-            rule=self.settings.rule,
-            scales=self.settings.scales,
-            layout=layout or "rows",
-        )
+        scales = None if self.settings.scales == "f32" else self.settings.scales
+        # Scales of asymmetric codes are positive by either rule.
+        rule = None if self.settings.rule == "ort" or not grid.symmetric else self.settings.rule
+        return affine_name(grid.codec, rule=rule, scales=scales, layout=layout)
 
     def _classic(
         self,
@@ -389,10 +384,7 @@ class _Builder:
     ) -> str:
         if x not in self.rounded:
             base = x.removesuffix("/output_0")
-            low, high = self.ranges[tensor.source]
-            low, high = min(low, 0.0), max(high, 0.0)
-            step = np.float32((high - low) / 255 or 1.0)
-            zero = np.uint8(np.clip(np.rint(-low / step), 0, 255))
+            step, zero = _grid_of(*self.ranges[tensor.source])
             parameters = []
             for what, value in (("scale", step), ("zero_point", zero)):
                 own = f"{x}_{what}"
@@ -701,3 +693,12 @@ class _Builder:
             for layer in range(self.spec.layers)
             for kind in ("key", "value")
         ]
+
+
+def _grid_of(low: float, high: float) -> tuple[np.float32, np.uint8]:
+    """Scale and zero point of activations in 8 bits, as onnxruntime.quantization rounds them."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    step = (high - low) / 255
+    if step < np.finfo(np.float32).tiny:
+        return np.float32(1), np.uint8(0)
+    return np.float32(step), np.uint8(np.rint(-low / step))

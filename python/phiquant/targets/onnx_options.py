@@ -31,6 +31,8 @@ _KEYS: Final[Mapping[str, str]] = {
     "positive-scales": "int8 and int4",
     "qdq": "int8 and int4",
     "ranges": "int8-static",
+    "text": "int8-static",
+    "tokens": "int8-static",
     "ep": "all presets",
 }
 
@@ -84,13 +86,17 @@ class Settings:
     qdq : bool
         DequantizeLinear and MatMul instead of MatMulNBits.
     rule : str
-        Whose rule makes the codes: ONNX Runtime's, or that of compressed-tensors, whose symmetric
-        scales are positive.
+        Which of ONNX Runtime's rules makes the codes: ``ort``, that of its blockwise quantizer, or
+        ``qdq``, that of its quantization scripts, whose scales are positive.
     classic : str
         ``dynamic`` or ``static``: activations are rounded to 8 bits, too, by their range in each
         run, or by that in calibration; else empty.
     ranges : str
         How ``static`` finds it.
+    text : str or None
+        The calibration text's file; None for phiquant's own.
+    tokens : int or None
+        How much of it is read; None for the usual number.
     """
 
     preset: str
@@ -106,6 +112,8 @@ class Settings:
     rule: str = "ort"
     classic: str = ""
     ranges: str = ""
+    text: str | None = None
+    tokens: int | None = None
 
 
 def settings_of(target: Target) -> Settings:
@@ -171,7 +179,7 @@ def settings_of(target: Target) -> Settings:
         accuracy=accuracy,
         scales=scales,
         qdq=qdq,
-        rule="ct" if "positive-scales" in options else "ort",
+        rule="qdq" if "positive-scales" in options else "ort",
     )
 
 
@@ -187,10 +195,29 @@ def _classic(target: Target, options: Mapping[str, str | bool]) -> Settings:
         accuracy=0,
         scales="f32",
         qdq=False,
-        rule="ct",
+        rule="qdq",
         classic=classic,
         ranges=ranges,
+        text=_text(target, options),
+        tokens=_tokens(target, options),
     )
+
+
+def _text(target: Target, options: Mapping[str, str | bool]) -> str | None:
+    text = options.get("text")
+    if text is True or text == "":
+        raise _wrong(target, "'text' is without a file")
+    return text or None
+
+
+def _tokens(target: Target, options: Mapping[str, str | bool]) -> int | None:
+    tokens = options.get("tokens")
+    if tokens is None:
+        return None
+    word = str(tokens)
+    if not (word.isascii() and word.isdecimal() and len(word) < 9 and int(word) >= 16):
+        raise _wrong(target, "'tokens' is no number from 16 to 99999999")
+    return int(word)
 
 
 def grids_of(
@@ -225,6 +252,16 @@ def grids_of(
                         f"'{glob}={codec}': {settings.preset} has one codec for all matrices"
                     )
                 grid = _override(tensor, codec)
+                if (
+                    grid is not None
+                    and grid == Grid(2, True, grid.block)
+                    and settings.rule == "qdq"
+                ):
+                    raise UsageError(
+                        f"'{glob}={codec}': positive-scales is for 4 and 8 bits",
+                        tensor=tensor.source,
+                        remedy="Choose int2_asym, whose scales are positive, too.",
+                    )
                 break
         if tensor.role == "embedding" and not spec.tied and grid is not None:
             raise UsageError(
