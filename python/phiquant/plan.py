@@ -172,7 +172,11 @@ class Plan:
             if t.source is not None and (codec := find_codec(t.codec))
         }
         scratch = max((_core.scratch_bytes(*tile) for tile in tiles), default=0)
-        return _BASE_MEMORY + check_threads(threads) * scratch + 8 * headers
+        # Rope tables of ONNX folders; the writer holds a copy.
+        made = sum(
+            len(t.literal) for target in self.targets for file in target.files for t in file.tensors
+        )
+        return _BASE_MEMORY + check_threads(threads) * scratch + 8 * headers + 2 * made
 
     def outputs(self, out: str | os.PathLike[str] | None = None) -> tuple[Path, ...]:
         """Where each target's result will stand, for an ``out`` as :meth:`run` takes it.
