@@ -156,14 +156,28 @@ def test_tokens_one_by_one_are_as_near_as_whole_prompts(
     assert errors[1] < 1.1 * errors[0]
 
 
+@pytest.mark.parametrize("fixture", ["phi35", "phi4mini"])
 @pytest.mark.parametrize("kind", ["dynamic", "percentile"])
-def test_genai_writes_what_the_logits_say(mine: Make, kind: str) -> None:
-    ids = np.load(DATA / "phi35" / "reference.npz")["prose.ids"]
-    session, wanted, more = Session(mine("phi35", kind)), [], ids
+def test_genai_writes_what_the_logits_say(mine: Make, fixture: str, kind: str) -> None:
+    ids = np.load(DATA / fixture / "reference.npz")["prose.ids"]
+    session, wanted, more = Session(mine(fixture, kind)), [], ids
     for _ in range(8):
         more = session.feed(more)[-1:].argmax(axis=-1)
         wanted.append(int(more[0]))
-    assert generated(mine("phi35", kind), ids.tolist(), 8) == wanted
+    assert generated(mine(fixture, kind), ids.tolist(), 8) == wanted
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "minmax"])
+def test_tied_embeddings_are_stored_once(mine: Make, kind: str) -> None:
+    """As the output matrix's codes; and reading finds them under the embedding's name."""
+    checkpoint = pq.open(mine("phi4mini", kind))
+    assert "lm_head.weight" not in checkpoint
+    table = checkpoint["model.embed_tokens.weight"]
+    source = np.asarray(pq.open(DATA / "phi4mini")["model.embed_tokens.weight"])
+    wanted = pq.quantize(source.astype(np.float32), "int8_sym_channel", rule="qdq")
+    assert np.array_equal(table.dequantize(), wanted.dequantize())
+    size = (mine("phi4mini", kind) / "model.onnx.data").stat().st_size
+    assert size < 1.2 * sum(entry.nbytes for entry in checkpoint.entries.values())
 
 
 def test_calibration_takes_a_text_and_its_result_is_kept(tmp_path: Path) -> None:

@@ -349,6 +349,24 @@ class _Builder:
         outputs: Sequence[str],
     ) -> str:
         """A product of 8-bit integers: one scale a row of the matrix, one for all activations."""
+        codes, scales = self._eight_bits(weight, tensor, rows)
+        if self.settings.classic == "static":
+            return self._static(name, x, tensor, codes, scales, outputs)
+        if x not in self.rounded:
+            base = x.removesuffix("/output_0")
+            names = [f"{x}_{what}" for what in ("quantized", "scale", "zero_point")]
+            self._node("DynamicQuantizeLinear", f"{base}_quantize", [x], names)
+            self.rounded[x] = names
+        quantized, scale, zero = self.rounded[x]
+        whole = self._node("MatMulInteger", f"{name}_quant", [quantized, codes, zero])
+        real = self._node("Cast", f"{name}_cast", [whole], to=_CAST_TO["f32"])
+        both = self._node("Mul", f"{name}_scale", [scale, scales])
+        return self._node("Mul", f"{name}_rescale", [real, both], outputs)
+
+    def _eight_bits(
+        self, weight: str, tensor: TensorRole, rows: tuple[int, int] | None
+    ) -> tuple[str, str]:
+        """Codes by columns, and a scale a row."""
         grid = self.grids[tensor.source]
         assert grid is not None
         columns = tensor.shape[1]
@@ -359,19 +377,10 @@ class _Builder:
             weights=columns * count,
         )
         scales = Stored(f"{weight}_scales", "float32", (count,), tensor.source, codec, 1, rows)
-        self.stored += [codes, scales]
-        if self.settings.classic == "static":
-            return self._static(name, x, tensor, codes.name, scales.name, outputs)
-        if x not in self.rounded:
-            base = x.removesuffix("/output_0")
-            names = [f"{x}_{what}" for what in ("quantized", "scale", "zero_point")]
-            self._node("DynamicQuantizeLinear", f"{base}_quantize", [x], names)
-            self.rounded[x] = names
-        quantized, scale, zero = self.rounded[x]
-        whole = self._node("MatMulInteger", f"{name}_quant", [quantized, codes.name, zero])
-        real = self._node("Cast", f"{name}_cast", [whole], to=_CAST_TO["f32"])
-        both = self._node("Mul", f"{name}_scale", [scale, scales.name])
-        return self._node("Mul", f"{name}_rescale", [real, both], outputs)
+        # The output matrix may serve as the embedding's table.
+        if codes.name not in {item.name for item in self.stored}:
+            self.stored += [codes, scales]
+        return codes.name, scales.name
 
     def _static(
         self,
@@ -519,6 +528,17 @@ class _Builder:
                 quantize_axis=1,
             )
             return self._known(found, self.spec.hidden_size)
+        if grid is not None and self.settings.classic:
+            codes, scales = self._eight_bits("lm_head.MatMul.weight", tensor, None)
+            columns = self._node("Gather", f"{name}/Gather", [codes, "input_ids"], axis=1)
+            turned = self._node("Transpose", f"{name}/Transpose", [columns], perm=[1, 2, 0])
+            whole = self._node("Cast", f"{name}/Cast", [turned], to=_CAST_TO["f32"])
+            steps = self._node("Gather", f"{name}/Gather_1", [scales, "input_ids"], axis=0)
+            last = self._integers([-1])
+            steps = self._node("Unsqueeze", f"{name}/Unsqueeze", [steps, last])
+            return self._known(
+                self._node("Mul", f"{name}/Mul", [whole, steps]), self.spec.hidden_size
+            )
         weight = "model.embed_tokens.weight"
         codec = self.settings.activations
         self.stored.append(
