@@ -52,6 +52,15 @@ def scheme(bits: int, symmetric: bool, group: int | None, kind: str = "int") -> 
     return QuantizationScheme(targets=["Linear"], weights=weights)
 
 
+def powers_of_two() -> QuantizationScheme:
+    """MXFP4: groups of 32 4-bit floats."""
+    settings = {"scale_dtype": torch.uint8, "zp_dtype": torch.uint8}
+    weights = QuantizationArgs(
+        num_bits=4, type="float", symmetric=True, strategy="group", group_size=32, **settings
+    )
+    return QuantizationScheme(targets=["Linear"], weights=weights)
+
+
 def compressed(values: np.ndarray, how: QuantizationScheme, format: str) -> dict[str, torch.Tensor]:
     """The tensors that compressed-tensors makes of a matrix, round to nearest.
 

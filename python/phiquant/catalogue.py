@@ -111,6 +111,7 @@ _HF_PRESETS = {
     "fp8": "8-bit floats, a scale a row; activations, too",
     "w8a16": "8 bits in groups of 128: nearly the original",
     "w4a16": "4 bits in groups of 128: the usual choice",
+    "mxfp4": "4-bit floats in groups of 32 with a power of two",
     "w3a16": "3 bits in groups of 128",
     "w2a16": "2 bits in groups of 128",
 }

@@ -103,6 +103,8 @@ def _packed(opened: Checkpoint, entry: TensorEntry, module: str) -> TensorEntry:
     """A matrix of packed integers, from the shapes of its tensors."""
     file = opened.files[entry.file].path
     scales = _part(opened, entry, module, "weight_scale")
+    if entry.type == "u8":
+        return _mxfp4(opened, entry, scales, module)
     rows, columns = _stored_shape(opened, entry, module)
     zeros = opened.entries.get(f"{module}.weight_zero_point")
     words = entry.shape[-1] if len(entry.shape) == 2 else 0
@@ -130,6 +132,21 @@ def _packed(opened: Checkpoint, entry: TensorEntry, module: str) -> TensorEntry:
     length = "channel" if groups == 1 else f"g{columns // groups}"
     name = f"int{bits}_{sign}_{length},rule=ct"
     return _matrix(opened, found, name, scales.type, f"{module}.weight", (rows, columns))
+
+
+def _mxfp4(opened: Checkpoint, entry: TensorEntry, scales: TensorEntry, module: str) -> TensorEntry:
+    """A matrix of 4-bit floats, two a byte, with powers of two."""
+    rows, pairs = entry.shape if len(entry.shape) == 2 else (0, 0)
+    if scales.type != "u8" or rows < 1 or pairs < 1 or scales.shape != (rows, pairs // 16):
+        raise UnsupportedError(
+            f"is packed in bytes of the shape {list(entry.shape)} with scales of {scales.type} and "
+            f"{list(scales.shape)}, which phiquant does not decode",
+            file=opened.files[entry.file].path,
+            tensor=entry.name,
+        )
+    shape = (rows, 2 * pairs)
+    name = "mxfp4,layout=packed"
+    return _matrix(opened, [entry, scales], name, "bf16", f"{module}.weight", shape)
 
 
 def _bytes(opened: Checkpoint, entry: TensorEntry, module: str) -> TensorEntry:

@@ -101,7 +101,7 @@ class QuantizedTensor:
         """
         zeros = self._elements()[2].reshape(*self.shape[:-1], -1)
         # Codes of small floats are no integers to count from.
-        without = self.codec.rule == "mlx" or self.codec.name.startswith("fp8_")
+        without = self.codec.rule == "mlx" or self.codec.name.startswith(("fp8_", "mxfp4"))
         return None if without else zeros.astype(np.uint8)
 
     @property

@@ -94,7 +94,8 @@ std::span<const Codec> all() noexcept;
 /// are first asked for, and live as long as the process:
 /// `int{2,3,4,5,6,8}_{sym,asym}_{g16,g32,g64,g128,g256,channel}[,rule=R][,scales=S][,layout=L]`,
 /// `{f32,f16,bf16},layout=transposed`, `{mxfp4,mxfp8,nvfp4},layout=mlx[,scales=S]`,
-/// `fp8_channel[,scales=S]`. Options that are the default are left out of the codec's own name.
+/// `{fp8_channel | mxfp4,layout=packed}[,scales=S]`. Options that are the default are left out of
+/// the codec's own name.
 const Codec* find(std::string_view name);
 
 /// A codec by ggml type id, or null.

@@ -142,9 +142,12 @@ std::optional<Parsed> parse_mlx_float(std::string_view base, std::string_view op
     return std::nullopt;
 }
 
-// compressed-tensors' 8-bit floats, a scale a row.
-std::optional<Parsed> parse_fp8(std::string_view base, std::string_view options) {
-    if (base != "fp8_channel") return std::nullopt;
+// compressed-tensors' small floats: of 8 bits with a scale a row, of 4 with powers of two.
+std::optional<Parsed> parse_ct_float(std::string_view base, std::string_view options) {
+    const bool eight = base == "fp8_channel";
+    if (!eight && (base != "mxfp4" || take_until(options, ',') != "layout=packed")) {
+        return std::nullopt;
+    }
     AffineScale scale = default_scale(Rule::ct);
     if (!options.empty()) {
         if (take_until(options, '=') != "scales") return std::nullopt;
@@ -152,23 +155,25 @@ std::optional<Parsed> parse_fp8(std::string_view base, std::string_view options)
         if (!found) return std::nullopt;
         scale = *found;
     }
-    std::string name(base);
+    std::string name(eight ? "fp8_channel" : "mxfp4,layout=packed");
     if (scale != default_scale(Rule::ct)) {
         name += ",scales=" + std::string(text_of(k_scales, scale));
     }
     const float largest = scale == AffineScale::f16 ? 65504.0f : 0x1p126f;
+    const std::uint32_t group = eight ? 0 : 32;
     return Parsed{std::move(name), Codec{{},
                                          Grid::affine,
                                          Rule::ct,
                                          1,
-                                         0,
+                                         group,
                                          0,
                                          k_no_ggml_type,
                                          largest,
                                          nullptr,
                                          false,
                                          Layout::packed,
-                                         Affine{8, 0, true, scale, Levels::e4m3}}};
+                                         Affine{eight ? 8u : 4u, group, true, scale,
+                                                eight ? Levels::e4m3 : Levels::e2m1}}};
 }
 
 std::optional<Parsed> parse_affine(std::string_view base, std::string_view options) {
@@ -245,7 +250,7 @@ const Codec* find_made(std::string_view name) {
     std::optional<Parsed> parsed =
         base.starts_with("int") ? parse_affine(base, rest) : parse_float(base, rest);
     if (!parsed) parsed = parse_mlx_float(base, rest);
-    if (!parsed) parsed = parse_fp8(base, rest);
+    if (!parsed) parsed = parse_ct_float(base, rest);
     if (!parsed) return nullptr;
     const std::lock_guard lock(mutex);
     for (const Parsed& known : made) {
@@ -278,6 +283,7 @@ const kernels::AffineKernel& affine_kernel(const kernels::Table& table,
             break;
         case Rule::ct:
             if (codec.affine.levels == Levels::e4m3) return table.affine->ct_fp8;
+            if (codec.affine.levels == Levels::e2m1) return table.affine->ct_mxfp4;
             return codec.affine.group == 0 ? table.affine->ct_rows : table.affine->ct;
         case Rule::ggml:
             break;

@@ -44,6 +44,7 @@ struct AffineKernel {
 /// All rules' kernels for one instruction set; null where a rule is not built.
 struct AffineTable {
     AffineKernel ort, qdq, nncf, mlx, ct;
+    AffineKernel ct_mxfp4;
     AffineKernel ct_rows, ct_fp8;      ///< of a scale a row, and of 8-bit floats
     AffineKernel mxfp4, mxfp8, nvfp4;  ///< mlx's small floats, of the grid's scale type
 };

@@ -130,4 +130,69 @@ void encode_ct_fp8(const AffineGrid& grid, const AffineRows& rows,
     }
 }
 
+/// E2M1 codes of ratios: the nearest of 0, 0.5, 1, 1.5, 2, 3, 4 and 6, of two as near the one with
+/// an even code; what is below zero has a sign, also where it becomes zero.
+template <class Arch>
+XSIMD_INLINE I32<Arch> e2m1_even(F32<Arch> ratio) noexcept {
+    using Integers = I32<Arch>;
+    const F32<Arch> magnitude = xsimd::abs(ratio);
+    const auto counted = [](auto is) noexcept {
+        return xsimd::select(xsimd::batch_bool_cast<std::int32_t>(is), Integers(1), Integers(0));
+    };
+    Integers code = counted(ratio < F32<Arch>(0.0f)) << 3;
+    for (const float above : {0.25f, 1.25f, 2.5f, 5.0f}) {
+        code = code + counted(magnitude > F32<Arch>(above));
+    }
+    for (const float from : {0.75f, 1.75f, 3.5f}) {
+        code = code + counted(magnitude >= F32<Arch>(from));
+    }
+    return code;
+}
+
+template <class Arch, AffineScale type>
+void encode_ct_mxfp4_as(const AffineGrid& grid, const AffineRows& rows,
+                        const AffineCodes& out) noexcept {
+    constexpr std::size_t lanes = F32<Arch>::size;
+    const auto fit = [&](const float* values, const float*, std::uint64_t count,
+                         std::uint8_t* codes, float& scale, float& zero) noexcept {
+        const Extremes range = extremes_of<Arch>(values, count);
+        const float low = __builtin_fabsf(range.least), high = __builtin_fabsf(range.most);
+        // The power of two below the largest magnitude, or above it from 1.75 times that power on;
+        // two less, for codes reach to 6. What is subnormal counts as zero.
+        const float largest = stored_scale(low > high ? low : high, type);
+        const auto bits = __builtin_bit_cast(std::uint32_t, largest);
+        const bool normal = type != AffineScale::f16 || largest >= 0x1p-14f;
+        const std::uint32_t power = normal ? (bits + (1u << 21)) >> 23 : 0u;
+        const std::uint32_t code = power > 2 ? power - 2 : 0u;
+        scale = code == 0 ? 0x1p-127f : __builtin_bit_cast(float, code << 23);
+        if (stored_scale(scale, type) == 0.0f) scale = 1.0f;
+        zero = 0.0f;
+        const F32<Arch> step(scale);
+        std::int32_t found[lanes];
+        for (std::uint64_t i = 0; i < count; i += lanes) {
+            const auto value = of_type<Arch, type>(F32<Arch>::load_unaligned(values + i));
+            e2m1_even<Arch>(of_type<Arch, type>(quotient<Arch>(value, step)))
+                .store_unaligned(found);
+            for (std::size_t k = 0; k < lanes; ++k) {
+                codes[i + k] = static_cast<std::uint8_t>(found[k]);
+            }
+        }
+    };
+    for_each_group(grid, rows, out, fit, [](float) noexcept { return std::uint8_t{0}; });
+}
+
+/// MXFP4 of the same tool: groups of 32 4-bit floats (E2M1) with a power of two.
+template <class Arch>
+void encode_ct_mxfp4(const AffineGrid& grid, const AffineRows& rows,
+                     const AffineCodes& out) noexcept {
+    switch (grid.scale) {
+        case AffineScale::f16:
+            return encode_ct_mxfp4_as<Arch, AffineScale::f16>(grid, rows, out);
+        case AffineScale::bf16:
+            return encode_ct_mxfp4_as<Arch, AffineScale::bf16>(grid, rows, out);
+        case AffineScale::f32:
+            return encode_ct_mxfp4_as<Arch, AffineScale::f32>(grid, rows, out);
+    }
+}
+
 }  // namespace phiquant::kernels

@@ -25,6 +25,7 @@ const AffineTable& affine_table<Arch>() noexcept {
         .nncf = {&encode_nncf<Arch>, &best_nncf<Arch>},
         .mlx = {&encode_mlx<Arch>, &best_mlx<Arch>},
         .ct = {&encode_ct<Arch>, &best_ct<Arch>},
+        .ct_mxfp4 = {&encode_ct_mxfp4<Arch>},
         .ct_rows = {&encode_ct<Arch>},
         .ct_fp8 = {&encode_ct_fp8<Arch>},
         .mxfp4 = {&encode_mlx_float<Arch, Mxfp4>},

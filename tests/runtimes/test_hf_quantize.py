@@ -82,6 +82,15 @@ def test_small_floats_are_those_of_compressed_tensors(kind):
     assert ours.zero_points is None
 
 
+@pytest.mark.parametrize("kind", peer.TYPES)
+def test_mxfp4_is_that_of_compressed_tensors(kind):
+    weights = peer.groups(64, kind)
+    theirs = peer.compressed(weights, peer.powers_of_two(), "mxfp4-pack-quantized")
+    ours = pq.quantize(weights, f"mxfp4,layout=packed,scales={kind}")
+    assert packed(ours) == [peer.raw(theirs["weight_packed"]), peer.raw(theirs["weight_scale"])]
+    assert ours.zero_points is None
+
+
 def test_weights_are_rounded_to_the_scales_type_first():
     weights = peer.groups(64, "f32")
     ours = pq.quantize(weights, codec(4, "asym", 64, "bf16"))
@@ -93,7 +102,7 @@ def test_weights_are_rounded_to_the_scales_type_first():
 @pytest.mark.parametrize("bits", BITS)
 def test_every_instruction_set_gives_the_same(bits, sign):
     names = [(codec(bits, sign, 64, kind), kind) for kind in peer.TYPES]
-    for name, kind in [*names, ("fp8_channel", "bf16")]:
+    for name, kind in [*names, ("fp8_channel", "bf16"), ("mxfp4,layout=packed", "bf16")]:
         weights = matrix(64, kind).astype(np.float32)
         found = [_core.encode_affine(name, weights, arch) for arch in _core.available_archs()]
         for other in found[1:]:
@@ -150,7 +159,7 @@ def test_best_quality_loses_less_on_trained_weights_and_nowhere_more(sign, most)
     assert np.mean(weighted) < 1
 
 
-@pytest.mark.parametrize("name", ["int4_sym_channel,rule=ct", "fp8_channel"])
-def test_whole_rows_have_no_best_quality(name):
+@pytest.mark.parametrize("name", ["int4_sym_channel,rule=ct", "fp8_channel", "mxfp4,layout=packed"])
+def test_whole_rows_and_small_floats_have_no_best_quality(name):
     with pytest.raises(UnsupportedError, match="best"):
         pq.quantize(np.ones((1, 64), np.float32), name, quality="best")

@@ -62,6 +62,8 @@ FOLDERS = [
     ("phi4mini", "w4a16,group=channel,dtype=fp32"),
     ("phi4mini", "w8a8,dtype=fp16"),
     ("phi35", "fp8"),
+    ("phi35", "mxfp4"),
+    ("phi3win", "mxfp4,dtype=fp32"),
     ("phi4mini", "fp8,dtype=fp32"),
     ("phi3win", "w4a16,group=64,sym"),
     ("phi3win", "w2a16,group=32"),
@@ -121,7 +123,7 @@ def test_float16_is_what_is_asked_for(folder):
         assert (values == np.asarray(original[name], np.float32).astype(np.float16)).all()
 
 
-@pytest.mark.parametrize("preset", ["w4a16,group=32", "w8a8", "fp8"])
+@pytest.mark.parametrize("preset", ["w4a16,group=32", "w8a8", "fp8", "mxfp4"])
 def test_plain_from_pretrained_runs_it_as_published(folder, preset):
     """Without a word on quantization; and 8-bit activations where the scheme has them."""
     from transformers import AutoModelForCausalLM
@@ -203,9 +205,12 @@ def theirs(source: Path, out: Path, preset: str) -> Any:
     from safetensors.torch import save_file
 
     how = preset_name_to_scheme(preset, ["Linear"])
-    format = {"W8A8": "int-quantized", "FP8_DYNAMIC": "float-quantized"}.get(
-        preset, "pack-quantized"
-    )
+    formats = {
+        "W8A8": "int-quantized",
+        "FP8_DYNAMIC": "float-quantized",
+        "MXFP4A16": "mxfp4-pack-quantized",
+    }
+    format = formats.get(preset, "pack-quantized")
     original = pq.open(source)
     tensors = {}
     for name in original:
@@ -235,6 +240,7 @@ PUBLISHED = [
     ("phi4mini", "W3A16", "w3a16"),
     ("phi35", "W8A8", "w8a8"),
     ("phi4mini", "FP8_DYNAMIC", "fp8"),
+    ("phi35", "MXFP4A16", "mxfp4"),
 ]
 
 

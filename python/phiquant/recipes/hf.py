@@ -26,7 +26,7 @@ FLOATS: Final[Mapping[str, tuple[str, str, str]]] = {
 PACKED: Final[Mapping[str, int]] = {"w8a16": 8, "w4a16": 4, "w3a16": 3, "w2a16": 2}
 
 #: The presets of ``hf:`` targets.
-PRESETS: Final = (*FLOATS, "w8a8", "fp8", *PACKED)
+PRESETS: Final = (*FLOATS, "w8a8", "fp8", *PACKED, "mxfp4")
 
 # What compressed-tensors calls Linear; the output stays a float, as in llm-compressor's recipes.
 _LINEAR = ("attn_qkv", "attn_output", "ffn_gate_up", "ffn_down", "output")
@@ -47,7 +47,7 @@ class Scheme:
     activations : bool
         Whether activations are rounded to 8 bits, too, each token by its own scale.
     small_floats : bool
-        Whether codes are 8-bit floats (E4M3).
+        Whether codes are floats: E4M3 of 8 bits, or E2M1 of 4 bits with powers of two as scales.
     """
 
     bits: int
@@ -57,8 +57,10 @@ class Scheme:
     small_floats: bool = False
 
     def __str__(self) -> str:
+        if self.small_floats:
+            return "fp8" if self.activations else "mxfp4"
         if self.activations:
-            return "fp8" if self.small_floats else "w8a8"
+            return "w8a8"
         sign = "sym" if self.symmetric else "asym"
         return f"w{self.bits}a16_{sign}_{f'g{self.group}' if self.group else 'channel'}"
 
@@ -66,13 +68,14 @@ class Scheme:
     def format(self) -> str:
         """compressed-tensors' name of the container."""
         if self.small_floats:
-            return "float-quantized"
+            return "float-quantized" if self.activations else "mxfp4-pack-quantized"
         return "int-quantized" if self.activations else "pack-quantized"
 
     def codec(self, scales: str) -> str:
         """The codec's name, with scales of the type ``scales``."""
         if self.small_floats:
-            return "fp8_channel" if scales == "bf16" else f"fp8_channel,scales={scales}"
+            name = "fp8_channel" if self.activations else "mxfp4,layout=packed"
+            return name if scales == "bf16" else f"{name},scales={scales}"
         sign = "sym" if self.symmetric else "asym"
         group = f"g{self.group}" if self.group else "channel"
         name = f"int{self.bits}_{sign}_{group},rule=ct"
@@ -92,6 +95,8 @@ class Scheme:
             "group_size": self.group or None,
             "dynamic": False,
         }
+        if self.small_floats and not self.activations:
+            weights["scale_dtype"] = "torch.uint8"
         inputs = {
             "num_bits": 8,
             "type": kind,
@@ -114,6 +119,11 @@ W8A8: Final = Scheme(8, True, 0, activations=True)
 
 #: The same of 8-bit floats.
 FP8: Final = Scheme(8, True, 0, activations=True, small_floats=True)
+
+#: 4-bit floats in groups with a power of two.
+MXFP4: Final = Scheme(4, True, 32, small_floats=True)
+
+_FIXED: Final = {"w8a8": W8A8, "fp8": FP8, "mxfp4": MXFP4}
 
 
 @dataclass(frozen=True)
@@ -171,15 +181,15 @@ def scheme_of(text: str, *, group: int = 128, symmetric: bool = True) -> Scheme 
     name = text.strip().lower()
     if name in (*FLOATS, "f16", "f32", "float"):
         return None
-    if name in ("w8a8", "fp8"):
-        return W8A8 if name == "w8a8" else FP8
+    if name in _FIXED:
+        return _FIXED[name]
     match = _NAME.match(name)
     if match:
         length = match[4]
         own = group if length is None else 0 if length == "channel" else int(length[1:])
         sign = symmetric if match[3] is None else match[3] == "sym"
         return Scheme(int(match[1] or match[2]), sign, own)
-    known = [*PACKED, "w8a8", "fp8", "bf16"]
+    known = [*PACKED, *_FIXED, "bf16"]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
     raise UsageError(

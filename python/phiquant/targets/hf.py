@@ -189,7 +189,7 @@ def _stored(
     groups = planes[1].row_elements
     shapes = _containers(scheme, rows, columns, groups, kind)
     found = []
-    if not scheme.activations:
+    if scheme.format == "pack-quantized":
         # What the codes' own shape does not tell: where a row's last word has codes to spare.
         shape = np.array(tensor.shape, "<i8").tobytes()
         literal = PlannedTensor(
@@ -221,6 +221,10 @@ def _containers(
     if scheme.activations:
         codes = "F8_E4M3" if scheme.small_floats else "I8"
         return {0: ("weight", codes, (rows, columns)), 1: scales}
+    if scheme.small_floats:
+        # Powers of two by their exponents, whatever the type of the other floats.
+        scales = ("weight_scale", "U8", (rows, groups))
+        return {0: ("weight_packed", "U8", (rows, columns // 2)), 1: scales}
     words = -(-columns * scheme.bits // 32)
     found = {0: ("weight_packed", "I32", (rows, words)), 1: scales}
     if not scheme.symmetric:

@@ -17,7 +17,7 @@ from phiquant.strict_json import read_json
 SHARD: Final = 5 << 30
 
 # Bytes of an element.
-_BYTES: Final = {"I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I8": 1, "F8_E4M3": 1}
+_BYTES: Final = dict(I64=8, F32=4, I32=4, BF16=2, F16=2, I8=1, U8=1, F8_E4M3=1)
 
 
 @dataclass(frozen=True)
