@@ -11,6 +11,7 @@ import numpy as np
 from phiquant.architectures import ModelSpec, TensorRole
 from phiquant.codecs import affine_name
 from phiquant.onnx import Graph, Node, Tensor, TensorInfo
+from phiquant.targets.onnx_classic import Classic
 from phiquant.targets.onnx_options import Grid, Settings
 
 _DTYPES = {"f32": "float32", "f16": "float16"}
@@ -117,8 +118,6 @@ class _Builder:
         grids: Mapping[str, Grid | None],
         ranges: Mapping[str, tuple[float, float]],
     ) -> None:
-        self.ranges = ranges
-        self.rounded: dict[str, list[str]] = {}
         self.spec = spec
         self.settings = settings
         self.grids = grids
@@ -128,6 +127,8 @@ class _Builder:
         self.branches: dict[str, str] = {}
         self.constants: dict[str, Tensor] = {}
         self.values: list[TensorInfo] = []
+        static = settings.classic == "static"
+        self.classic = Classic(self._node, self.constants, ranges if static else None)
         self.by_role = {(tensor.role, tensor.layer): tensor for tensor in spec.tensors}
         # DirectML has no rotation inside its attention, and the others' takes tables whose width is
         # a multiple of 8: then queries and keys are rotated before it, by operators of their own.
@@ -254,7 +255,8 @@ class _Builder:
             )
             return self._node("MatMul", name, [x, weight], outputs)
         if self.settings.classic:
-            return self._classic(name, weight, x, tensor, rows, outputs)
+            codes, scales = self._eight_bits(weight, tensor, rows)
+            return self.classic.product(name, x, tensor.source, codes, scales, outputs)
         if self.settings.qdq:
             inputs = self._dequantized(weight, tensor, grid, rows, (columns, count))
             unpacked = self._node(
@@ -339,30 +341,6 @@ class _Builder:
         rule = None if self.settings.rule == "ort" or not grid.symmetric else self.settings.rule
         return affine_name(grid.codec, rule=rule, scales=scales, layout=layout)
 
-    def _classic(
-        self,
-        name: str,
-        weight: str,
-        x: str,
-        tensor: TensorRole,
-        rows: tuple[int, int] | None,
-        outputs: Sequence[str],
-    ) -> str:
-        """A product of 8-bit integers: one scale a row of the matrix, one for all activations."""
-        codes, scales = self._eight_bits(weight, tensor, rows)
-        if self.settings.classic == "static":
-            return self._static(name, x, tensor, codes, scales, outputs)
-        if x not in self.rounded:
-            base = x.removesuffix("/output_0")
-            names = [f"{x}_{what}" for what in ("quantized", "scale", "zero_point")]
-            self._node("DynamicQuantizeLinear", f"{base}_quantize", [x], names)
-            self.rounded[x] = names
-        quantized, scale, zero = self.rounded[x]
-        whole = self._node("MatMulInteger", f"{name}_quant", [quantized, codes, zero])
-        real = self._node("Cast", f"{name}_cast", [whole], to=_CAST_TO["f32"])
-        both = self._node("Mul", f"{name}_scale", [scale, scales])
-        return self._node("Mul", f"{name}_rescale", [real, both], outputs)
-
     def _eight_bits(
         self, weight: str, tensor: TensorRole, rows: tuple[int, int] | None
     ) -> tuple[str, str]:
@@ -381,30 +359,6 @@ class _Builder:
         if codes.name not in {item.name for item in self.stored}:
             self.stored += [codes, scales]
         return codes.name, scales.name
-
-    def _static(
-        self,
-        name: str,
-        x: str,
-        tensor: TensorRole,
-        codes: str,
-        scales: str,
-        outputs: Sequence[str],
-    ) -> str:
-        if x not in self.rounded:
-            base = x.removesuffix("/output_0")
-            step, zero = _grid_of(*self.ranges[tensor.source])
-            parameters = []
-            for what, value in (("scale", step), ("zero_point", zero)):
-                own = f"{x}_{what}"
-                self.constants[own] = Tensor.of(own, np.asarray(value))
-                parameters.append(own)
-            quantized = self._node("QuantizeLinear", f"{base}_QuantizeLinear", [x, *parameters])
-            self.rounded[x] = [
-                self._node("DequantizeLinear", f"{base}_DequantizeLinear", [quantized, *parameters])
-            ]
-        unpacked = self._node("DequantizeLinear", f"{name}_dequant", [codes, scales], axis=1)
-        return self._node("MatMul", name, [*self.rounded[x], unpacked], outputs)
 
     def _scales(
         self,
@@ -530,15 +484,8 @@ class _Builder:
             return self._known(found, self.spec.hidden_size)
         if grid is not None and self.settings.classic:
             codes, scales = self._eight_bits("lm_head.MatMul.weight", tensor, None)
-            columns = self._node("Gather", f"{name}/Gather", [codes, "input_ids"], axis=1)
-            turned = self._node("Transpose", f"{name}/Transpose", [columns], perm=[1, 2, 0])
-            whole = self._node("Cast", f"{name}/Cast", [turned], to=_CAST_TO["f32"])
-            steps = self._node("Gather", f"{name}/Gather_1", [scales, "input_ids"], axis=0)
-            last = self._integers([-1])
-            steps = self._node("Unsqueeze", f"{name}/Unsqueeze", [steps, last])
-            return self._known(
-                self._node("Mul", f"{name}/Mul", [whole, steps]), self.spec.hidden_size
-            )
+            found = self.classic.lookup(name, "input_ids", codes, scales)
+            return self._known(found, self.spec.hidden_size)
         weight = "model.embed_tokens.weight"
         codec = self.settings.activations
         self.stored.append(
@@ -713,12 +660,3 @@ class _Builder:
             for layer in range(self.spec.layers)
             for kind in ("key", "value")
         ]
-
-
-def _grid_of(low: float, high: float) -> tuple[np.float32, np.uint8]:
-    """Scale and zero point of activations in 8 bits, as onnxruntime.quantization rounds them."""
-    low, high = min(low, 0.0), max(high, 0.0)
-    step = (high - low) / 255
-    if step < np.finfo(np.float32).tiny:
-        return np.float32(1), np.uint8(0)
-    return np.float32(step), np.uint8(np.rint(-low / step))
