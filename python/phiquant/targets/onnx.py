@@ -25,7 +25,8 @@ from phiquant.strict_json import read_json
 from phiquant.targets.gguf_metadata import SourceFacts
 from phiquant.targets.names import Target, default_output
 from phiquant.targets.onnx_config import genai_config
-from phiquant.targets.onnx_graph import ModelGraph, Stored, model_graph
+from phiquant.targets.onnx_graph import ModelGraph, model_graph
+from phiquant.targets.onnx_matrices import Stored
 from phiquant.targets.onnx_options import Settings, grids_of, settings_of
 from phiquant.targets.source_files import copied_files
 from phiquant.tensor import check_best

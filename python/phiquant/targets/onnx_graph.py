@@ -3,50 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from phiquant.architectures import ModelSpec, TensorRole
-from phiquant.codecs import affine_name
 from phiquant.onnx import Graph, Node, Tensor, TensorInfo
-from phiquant.targets.onnx_classic import Classic
+from phiquant.targets.onnx_matrices import CAST_TO, DTYPES, MICROSOFT, Matrices, Stored
 from phiquant.targets.onnx_options import Grid, Settings
-
-_DTYPES = {"f32": "float32", "f16": "float16"}
-_CAST_TO = {"f32": 1, "f16": 10, "int32": 6, "int64": 7}
-_MICROSOFT = "com.microsoft"
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A constant in the external file.
-
-    Attributes
-    ----------
-    name, dtype, shape
-        As the graph has it.
-    source : str or None
-        The checkpoint's tensor that it is made from; None where ``literal`` holds its bytes.
-    codec : str
-    plane : int
-        Of the codec: codes, scales or zero points.
-    rows : tuple of int, or None
-        Only these rows of the source.
-    weights : int
-        How many of the model's weights the codes are.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    source: str | None
-    codec: str
-    plane: int = 0
-    rows: tuple[int, int] | None = None
-    literal: bytes = field(default=b"", repr=False)
-    weights: int = 0
 
 
 @dataclass(frozen=True)
@@ -110,7 +75,7 @@ def model_graph(
     return _Builder(spec, settings, grids, ranges or {}).build()
 
 
-class _Builder:
+class _Builder(Matrices):
     def __init__(
         self,
         spec: ModelSpec,
@@ -118,17 +83,9 @@ class _Builder:
         grids: Mapping[str, Grid | None],
         ranges: Mapping[str, tuple[float, float]],
     ) -> None:
+        super().__init__(settings, grids, ranges)
         self.spec = spec
-        self.settings = settings
-        self.grids = grids
-        self.float = _DTYPES[settings.activations]
-        self.nodes: list[Node] = []
-        self.stored: list[Stored] = []
         self.branches: dict[str, str] = {}
-        self.constants: dict[str, Tensor] = {}
-        self.values: list[TensorInfo] = []
-        static = settings.classic == "static"
-        self.classic = Classic(self._node, self.constants, ranges if static else None)
         self.by_role = {(tensor.role, tensor.layer): tensor for tensor in spec.tensors}
         # DirectML has no rotation inside its attention, and the others' takes tables whose width is
         # a multiple of 8: then queries and keys are rotated before it, by operators of their own.
@@ -157,33 +114,6 @@ class _Builder:
             self.values,
         )
         return ModelGraph(graph, tuple(self.stored), self.branches)
-
-    # --- pieces ---
-
-    def _node(
-        self,
-        op: str,
-        name: str,
-        inputs: Sequence[str],
-        outputs: Sequence[str] | None = None,
-        domain: str = "",
-        **attributes: Any,
-    ) -> str:
-        outputs = outputs or [f"{name}/output_0"]
-        self.nodes.append(Node(op, inputs, outputs, name, domain, attributes))
-        return outputs[0]
-
-    def _known(self, value: str, width: int) -> str:
-        """Say the type of what ONNX Runtime's own operators give: no other tool infers it."""
-        shape = ("batch_size", "sequence_length", width)
-        self.values.append(TensorInfo(value, self.float, shape))
-        return value
-
-    def _integers(self, value: int | list[int]) -> str:
-        """A small constant, which stays in the model's file for shape inference."""
-        name = f"/model/constants/INT64/{value}"
-        self.constants[name] = Tensor.of(name, np.array(value, np.int64))
-        return name
 
     def _vector(self, name: str, tensor: TensorRole) -> str:
         codec = self.settings.activations
@@ -224,159 +154,12 @@ class _Builder:
             f"{name}/SkipLayerNorm",
             [residual, added, scale],
             outputs,
-            _MICROSOFT,
+            MICROSOFT,
             epsilon=epsilon,
         )
         if not last:
             self._known(total, self.spec.hidden_size)
         return self._known(normed, self.spec.hidden_size), total
-
-    def _matmul(
-        self,
-        name: str,
-        weight: str,
-        x: str,
-        tensor: TensorRole,
-        rows: tuple[int, int] | None = None,
-        outputs: Sequence[str] | None = None,
-    ) -> str:
-        """``x`` times the matrix's (or some of its rows') transpose."""
-        grid = self.grids[tensor.source]
-        count = tensor.shape[0] if rows is None else rows[1] - rows[0]
-        columns = tensor.shape[1]
-        outputs = outputs or [f"{name}/output_0"]
-        if grid is None:
-            codec = f"{self.settings.activations},layout=transposed"
-            self.stored.append(
-                Stored(
-                    *(weight, self.float, (columns, count), tensor.source, codec, 0, rows),
-                    weights=count * columns,
-                )
-            )
-            return self._node("MatMul", name, [x, weight], outputs)
-        if self.settings.classic:
-            codes, scales = self._eight_bits(weight, tensor, rows)
-            return self.classic.product(name, x, tensor.source, codes, scales, outputs)
-        if self.settings.qdq:
-            inputs = self._dequantized(weight, tensor, grid, rows, (columns, count))
-            unpacked = self._node(
-                "DequantizeLinear",
-                f"{name}_dequant",
-                inputs,
-                axis=0,
-                block_size=grid.block,
-            )
-            return self._node("MatMul", name, [x, unpacked], outputs)
-        inputs = [x, *self._packed(weight, tensor, grid, rows)]
-        level = {"accuracy_level": self.settings.accuracy} if self.settings.accuracy else {}
-        if outputs[0] != "logits":
-            self._known(outputs[0], count)
-        return self._node(
-            "MatMulNBits",
-            f"{name}_Q{grid.bits}",
-            inputs,
-            outputs,
-            _MICROSOFT,
-            K=columns,
-            N=count,
-            **level,
-            bits=grid.bits,
-            block_size=grid.block,
-        )
-
-    def _packed(
-        self, weight: str, tensor: TensorRole, grid: Grid, rows: tuple[int, int] | None
-    ) -> list[str]:
-        """Codes, scales and zero points as MatMulNBits has them."""
-        count = tensor.shape[0] if rows is None else rows[1] - rows[0]
-        groups = -(-tensor.shape[1] // grid.block)
-        codec = self._codec(grid)
-        packed = (count, groups, grid.block * grid.bits // 8)
-        planes = [
-            Stored(
-                *(f"{weight}_Q{grid.bits}", "uint8", packed, tensor.source, codec, 0, rows),
-                weights=count * tensor.shape[1],
-            ),
-            self._scales(f"{weight}_scales", (count, groups), tensor, codec, rows),
-        ]
-        if not grid.symmetric:
-            shape = (count, -(-groups * grid.bits // 8))
-            name = f"{weight}_zero_points"
-            planes.append(Stored(name, "uint8", shape, tensor.source, codec, 2, rows))
-        self.stored += planes
-        names = [plane.name for plane in planes]
-        names[1] = self._as_activations(names[1])
-        return names
-
-    def _dequantized(
-        self,
-        weight: str,
-        tensor: TensorRole,
-        grid: Grid,
-        rows: tuple[int, int] | None,
-        shape: tuple[int, int],
-    ) -> list[str]:
-        """Codes, scales and zero points as DequantizeLinear has them, columns first."""
-        codec = self._codec(grid, layout="transposed")
-        dtype = f"{'' if grid.symmetric else 'u'}int{grid.bits}"
-        groups = (shape[0] // grid.block, shape[1])
-        planes = [
-            Stored(
-                *(f"{weight}_Q{grid.bits}", dtype, shape, tensor.source, codec, 0, rows),
-                weights=shape[0] * shape[1],
-            ),
-            self._scales(f"{weight}_scales", groups, tensor, codec, rows),
-        ]
-        if not grid.symmetric:
-            name = f"{weight}_zero_points"
-            planes.append(Stored(name, dtype, groups, tensor.source, codec, 2, rows))
-        self.stored += planes
-        names = [plane.name for plane in planes]
-        names[1] = self._as_activations(names[1])
-        return names
-
-    def _codec(self, grid: Grid, layout: str | None = None) -> str:
-        scales = None if self.settings.scales == "f32" else self.settings.scales
-        # Scales of asymmetric codes are positive by either rule.
-        rule = None if self.settings.rule == "ort" or not grid.symmetric else self.settings.rule
-        return affine_name(grid.codec, rule=rule, scales=scales, layout=layout)
-
-    def _eight_bits(
-        self, weight: str, tensor: TensorRole, rows: tuple[int, int] | None
-    ) -> tuple[str, str]:
-        """Codes by columns, and a scale a row."""
-        grid = self.grids[tensor.source]
-        assert grid is not None
-        columns = tensor.shape[1]
-        count = tensor.shape[0] if rows is None else rows[1] - rows[0]
-        codec = self._codec(grid, layout="transposed")
-        codes = Stored(
-            *(f"{weight}_Q8", "int8", (columns, count), tensor.source, codec, 0, rows),
-            weights=columns * count,
-        )
-        scales = Stored(f"{weight}_scales", "float32", (count,), tensor.source, codec, 1, rows)
-        # The output matrix may serve as the embedding's table.
-        if codes.name not in {item.name for item in self.stored}:
-            self.stored += [codes, scales]
-        return codes.name, scales.name
-
-    def _scales(
-        self,
-        name: str,
-        shape: tuple[int, int],
-        tensor: TensorRole,
-        codec: str,
-        rows: tuple[int, int] | None,
-    ) -> Stored:
-        dtype = _DTYPES[self.settings.scales]
-        return Stored(name, dtype, shape, tensor.source, codec, 1, rows)
-
-    def _as_activations(self, scales: str) -> str:
-        """Scales in the activations' type: ONNX Runtime widens them once, when it loads."""
-        if self.settings.scales == self.settings.activations:
-            return scales
-        name = f"/{scales}/Cast"
-        return self._node("Cast", name, [scales], to=_CAST_TO[self.settings.activations])
 
     # --- the graph, from top to bottom ---
 
@@ -386,10 +169,10 @@ class _Builder:
         one = self._integers([1])
         total = self._node("ReduceSum", f"{name}/ReduceSum", ["attention_mask", one], keepdims=0)
         last = self._node("Sub", f"{name}/Sub", [total, one])
-        self.last = self._node("Cast", f"{name}/Sub/Cast", [last], to=_CAST_TO["int32"])
+        self.last = self._node("Cast", f"{name}/Sub/Cast", [last], to=CAST_TO["int32"])
         shape = self._node("Shape", f"{name}/Shape", ["attention_mask"])
         self.length = self._node("Gather", f"{name}/Gather", [shape, self._integers(1)], axis=0)
-        self.total = self._node("Cast", f"{name}/Gather/Cast", [self.length], to=_CAST_TO["int32"])
+        self.total = self._node("Cast", f"{name}/Gather/Cast", [self.length], to=CAST_TO["int32"])
 
     def _tables(self, kind: str, sequences: Sequence[int]) -> tuple[tuple[int, int], bytes]:
         """Cosines or sines of sequences of these lengths, one after the other."""
@@ -397,7 +180,7 @@ class _Builder:
         from phiquant.reference.attention import rotation
 
         rope = self.spec.rope
-        made = np.empty((sum(sequences), rope.dimensions // 2), _DTYPES[self.settings.activations])
+        made = np.empty((sum(sequences), rope.dimensions // 2), DTYPES[self.settings.activations])
         at = 0
         for length in sequences:
             # In pieces, or the angles of all positions would take as much memory again and again.
@@ -456,7 +239,7 @@ class _Builder:
         original = self._integers(rope.original_context)
         largest = self._node("ReduceMax", f"{name}/ReduceMax", ["position_ids"], keepdims=0)
         is_long = self._node("GreaterOrEqual", f"{name}/GreaterOrEqual", [largest, original])
-        as_number = self._node("Cast", f"{name}/Cast", [is_long], to=_CAST_TO["int64"])
+        as_number = self._node("Cast", f"{name}/Cast", [is_long], to=CAST_TO["int64"])
         shift = self._node("Mul", f"{name}/Mul", [as_number, original])
         self.position = self._node("Add", f"{name}/Add_1", [shift, "position_ids"])
 
@@ -475,7 +258,7 @@ class _Builder:
                 "GatherBlockQuantized",
                 f"{name}/GatherBlockQuantized",
                 [flat, "input_ids", *rest],
-                domain=_MICROSOFT,
+                domain=MICROSOFT,
                 bits=grid.bits,
                 block_size=grid.block,
                 gather_axis=0,
@@ -515,7 +298,7 @@ class _Builder:
                 f"{name}_Q{grid.bits}",
                 [x, *self.head_inputs],
                 logits,
-                _MICROSOFT,
+                MICROSOFT,
                 K=tensor.shape[1],
                 N=tensor.shape[0],
                 **level,
@@ -591,7 +374,7 @@ class _Builder:
             [*qkv, *past, self.last, self.total, *tables],
             [self._known(mixed, attention.heads * attention.head_size)]
             + [f"present.{index}.{kind}" for kind in ("key", "value")],
-            _MICROSOFT,
+            MICROSOFT,
             num_heads=attention.heads,
             kv_num_heads=attention.kv_heads,
             scale=float(np.float32(attention.head_size**-0.5)),
@@ -625,7 +408,7 @@ class _Builder:
                     "RotaryEmbedding",
                     f"{name}/{kind}_rotary/RotaryEmbedding",
                     [projected, self.position, "cos_cache", "sin_cache"],
-                    domain=_MICROSOFT,
+                    domain=MICROSOFT,
                     interleaved=0,
                     # Only partial rotation needs them told; else the table's width tells.
                     num_heads=heads if partial else 0,
