@@ -292,6 +292,21 @@ def test_what_float16_cannot_hold_is_an_error(
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.parametrize("fixture", FIXTURES)
+def test_large_tensors_can_be_mapped_and_the_graph_is_small(folder: Convert, fixture: str) -> None:
+    path = folder(fixture, "onnx:fp32")
+    assert (path / "model.onnx").stat().st_size < 100_000
+    placed = [
+        tensor.place
+        for graph in pq.onnx.read(path / "model.onnx").graph.walk()
+        for tensor in graph.initializers
+        if tensor.place is not None
+    ]
+    large = [place for place in placed if place.nbytes > 1 << 20]
+    assert large and all(place.offset % 4096 == 0 for place in large)
+    assert all(place.offset % 64 == 0 for place in placed)
+
+
 def test_default_lengths_need_no_huge_cache(folder: Convert) -> None:
     config = json.loads((folder("phi35", "onnx:int4") / "genai_config.json").read_text())
     assert config["model"]["context_length"] == 8192
