@@ -190,7 +190,7 @@ class Checkpoint(Mapping[str, Any]):
         codec = parts[0].codec
         if any(part.codec != codec for part in parts) or codec.transposed:
             raise UnsupportedError(
-                "its rows are encoded in several ways",
+                "its rows stand in several tensors, by columns or encoded in several ways",
                 file=self.files[entry.file].path,
                 tensor=entry.name,
                 remedy="Look at the parts: entries[name].parts.",

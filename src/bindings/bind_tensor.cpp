@@ -174,7 +174,7 @@ py::tuple encode_affine(const std::string& codec,
     if (!to.is_affine() || values.ndim() != 2 || values.size() == 0) {
         throw Error(ErrorKind::shape, "expected an affine codec and a matrix");
     }
-    const kernels::AffineKernel& kernel =
+    const kernels::AffineKernel kernel =
         affine_kernel(arch ? kernels::by_name(*arch) : kernels::active(), to);
     const kernels::AffineEncode fit = best ? kernel.best : kernel.encode;
     if (fit == nullptr) throw Error(ErrorKind::unsupported, codec + " has no such encoder");

@@ -102,7 +102,6 @@ const Codec* find(std::string_view name);
 const Codec* find_ggml(std::uint32_t type) noexcept;
 
 /// The affine kernel of a codec in a table; its members are null where it is not built.
-const kernels::AffineKernel& affine_kernel(const kernels::Table& table,
-                                           const Codec& codec) noexcept;
+kernels::AffineKernel affine_kernel(const kernels::Table& table, const Codec& codec) noexcept;
 
 }  // namespace phiquant::codecs

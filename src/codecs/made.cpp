@@ -261,16 +261,19 @@ const Codec* find_made(std::string_view name) {
     return &kept.codec;
 }
 
-const kernels::AffineKernel& affine_kernel(const kernels::Table& table,
-                                           const Codec& codec) noexcept {
-    static constexpr kernels::AffineKernel k_none{};
+kernels::AffineKernel affine_kernel(const kernels::Table& table, const Codec& codec) noexcept {
+    // The searches hold a group at a time, which a whole row is too long for.
+    const auto of_groups = [&](kernels::AffineKernel kernel) noexcept {
+        if (codec.affine.group == 0) kernel.best = nullptr;
+        return kernel;
+    };
     switch (codec.rule) {
         case Rule::ort:
-            return table.affine->ort;
+            return of_groups(table.affine->ort);
         case Rule::qdq:
             return table.affine->qdq;
         case Rule::nncf:
-            return table.affine->nncf;
+            return of_groups(table.affine->nncf);
         case Rule::mlx:
             switch (codec.affine.levels) {
                 case Levels::integers:
@@ -288,7 +291,7 @@ const kernels::AffineKernel& affine_kernel(const kernels::Table& table,
         case Rule::ggml:
             break;
     }
-    return k_none;
+    return {};
 }
 
 }  // namespace phiquant::codecs

@@ -37,9 +37,7 @@ int rename_with(const std::string& from, const std::string& to, unsigned flags) 
 #endif
 }
 
-bool lacks_flags(int error) {
-    return error == ENOSYS || error == EINVAL || error == EOPNOTSUPP;
-}
+bool lacks_flags(int error) { return error == ENOSYS || error == EINVAL || error == EOPNOTSUPP; }
 
 std::vector<std::string> entries_of(const std::string& folder) {
     std::vector<std::string> names;

@@ -128,7 +128,7 @@ PlanePieces encode_planes(const kernels::Table& table, const codecs::Codec& code
     std::byte* out = scratch.pieces(total);
     PlanePieces pieces;
     if (codec.is_affine()) {
-        const kernels::AffineKernel& kernel = affine_kernel(table, codec);
+        const kernels::AffineKernel kernel = affine_kernel(table, codec);
         const kernels::AffineEncode fit = how.best ? kernel.best : kernel.encode;
         if (fit == nullptr) {
             throw Error(ErrorKind::unsupported,

@@ -116,6 +116,12 @@ def test_names_of_codecs_that_are_none(name: str) -> None:
         find_codec(name)
 
 
+@pytest.mark.parametrize("rule", ["ort", "nncf"])
+def test_whole_rows_have_no_best_instead_of_the_same_under_another_name(rule: str) -> None:
+    with pytest.raises(pq.UnsupportedError, match="is not to be had"):
+        pq.quantize(matrix(), f"int8_sym_channel,rule={rule}", quality="best")
+
+
 def test_defaults_are_left_out_of_names() -> None:
     assert find_codec("INT4_SYM_G32,rule=ort,scales=f32,layout=rows").name == "int4_sym_g32"
     assert find_codec("int4_sym_g64,scales=f16,rule=nncf").name == "int4_sym_g64,rule=nncf"

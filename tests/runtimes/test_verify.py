@@ -81,7 +81,9 @@ def test_without_llama_cpp_python_its_install_command_is_named(
 def test_other_models_and_formats_are_refused(converted: Any) -> None:
     with pytest.raises(pq.UsageError, match="they are different models"):
         verify(converted("phi35", "q8_0"), DATA / "phi4mini")
-    with pytest.raises(pq.UnsupportedError, match="is no output that a runtime here runs: GGUF files"):
+    with pytest.raises(
+        pq.UnsupportedError, match="is no output that a runtime here runs: GGUF files"
+    ):
         verify(DATA / "phi35", DATA / "phi35")
 
 
