@@ -97,7 +97,7 @@ def test_a_disk_that_fills_up_meanwhile_is_an_error(
     ballast.write_bytes(bytes(3 << 20))
     # What statvfs says is soon untrue where others write, too.
     generous = shutil._ntuple_diskusage(1 << 40, 0, 1 << 40)  # type: ignore[attr-defined]
-    monkeypatch.setattr("phiquant.execution.shutil.disk_usage", lambda _: generous)
+    monkeypatch.setattr("phiquant.preflight.shutil.disk_usage", lambda _: generous)
     with pytest.raises(pq.IoError, match="disk is full"):
         plan.run(small_disk)
     assert list(small_disk.iterdir()) == [ballast]

@@ -15,6 +15,7 @@ import phiquant as pq
 from phiquant.cli.entry import run
 from phiquant.evaluate import Verification, verify
 from places import DATA, FIXTURES
+from tiny_model import write_model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
 
@@ -78,13 +79,14 @@ def test_without_llama_cpp_python_its_install_command_is_named(
         verify(converted("phi35", "q8_0"), DATA / "phi35", threads=1)
 
 
-def test_other_models_and_formats_are_refused(converted: Any) -> None:
+def test_other_models_and_formats_are_refused(converted: Any, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model")
     with pytest.raises(pq.UsageError, match="they are different models"):
         verify(converted("phi35", "q8_0"), DATA / "phi4mini")
     with pytest.raises(
         pq.UnsupportedError, match="is no output that a runtime here runs: GGUF files"
     ):
-        verify(DATA / "phi35", DATA / "phi35")
+        verify(model / "model.safetensors", model)
 
 
 def test_the_command_says_pass_or_fail(

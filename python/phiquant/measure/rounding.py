@@ -9,7 +9,6 @@ import numpy as np
 from phiquant.checkpoint import Checkpoint
 from phiquant.measure.content import tensor_digests
 from phiquant.measure.store import Store, address
-from phiquant.reference.weights import Weights
 from phiquant.tensor import check_threads, quantize
 
 #: What a list of measurements calls these.
@@ -48,6 +47,9 @@ def row_errors(
     known = store.get(key)
     if known is not None:
         return dict(zip(names, known.facts["errors"], strict=True))
+    # Imported here: most runs measure nothing, and would wait for the forward pass to load.
+    from phiquant.reference.weights import Weights
+
     weights = Weights(checkpoint, threads=threads)
     found = {}
     for name in names:
