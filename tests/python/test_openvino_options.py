@@ -113,7 +113,7 @@ def test_the_measurement_behind_a_ratio_is_kept(monkeypatch: pytest.MonkeyPatch)
     def refuse(*_: object) -> None:
         raise AssertionError("weights were read again")
 
-    monkeypatch.setattr("phiquant.measure.rounding.Weights", refuse)
+    monkeypatch.setattr("phiquant.reference.weights.Weights", refuse)
     assert pq.plan(DATA / "phi4mini", target).to_json() == first
 
 
