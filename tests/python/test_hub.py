@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 from loopback_hub import LoopbackHub, blob_of, commit_of
 
+import child_signals
 import phiquant as pq
 from phiquant import hub
 
@@ -424,6 +425,7 @@ def test_ctrl_c_ends_a_download_and_leaves_nothing(
             [sys.executable, "-c", CONVERT, ID, str(out)],
             env=environment(server, tmp_path / "hf"),
             stderr=subprocess.PIPE,
+            preexec_fn=child_signals.heed,
         )
         assert server.sending.wait(60)
         process.send_signal(signal.SIGINT)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+import child_signals
 import phiquant as pq
 
 CODECS = [codec.name for codec in pq.all_codecs() if not codec.needs_importance]
@@ -311,5 +312,11 @@ INTERRUPTED = textwrap.dedent(
 @pytest.mark.parametrize("threads", [1, 2])
 def test_ctrl_c_stops_a_long_call_within_a_second(threads: int) -> None:
     code = INTERRUPTED.replace("THREADS", str(threads)).replace("WIDTH", "1 << 20")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        preexec_fn=child_signals.heed,
+    )
     assert float(done.stdout) < 1.0
