@@ -179,7 +179,7 @@ py::object made_codec(const std::string& name) {
     if (codec == nullptr || codec->layout == codecs::Layout::blocks) return py::none();
     static constexpr const char* k_scales[] = {"float32", "float16", "bfloat16"};
     py::dict row = facts_of(*codec);
-    row["transposed"] = codec->layout == codecs::Layout::transposed;
+    row["transposed"] = codec->by_columns();
     if (codec->is_affine()) {
         row["bits"] = codec->affine.bits;
         row["group"] = codec->affine.group;

@@ -83,6 +83,11 @@ struct Codec {
         return block_bytes == 0 ? affine.bits : 8.0 * block_bytes / block_values;
     }
     [[nodiscard]] constexpr bool is_affine() const noexcept { return grid == Grid::affine; }
+    /// Whether every line of its planes holds something of all rows, so that tiles had better be
+    /// large.
+    [[nodiscard]] constexpr bool by_columns() const noexcept {
+        return layout == Layout::transposed;
+    }
 };
 
 inline constexpr std::uint32_t k_no_ggml_type = 0xffffffff;
