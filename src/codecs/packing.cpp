@@ -4,136 +4,11 @@
 
 #include "base/half.hpp"
 #include "codecs/planes.hpp"
+#include "codecs/small_floats.hpp"
 #include "codecs/stored_scales.hpp"
 
 namespace phiquant::codecs {
 namespace {
-
-// E8M0: 2^(code - 127), of which 2^-127 is no normal number.
-float number_of_e8m0(std::uint8_t code) noexcept {
-    return __builtin_bit_cast(float,
-                              code == 0 ? 0x00400000u : static_cast<std::uint32_t>(code) << 23);
-}
-
-std::uint8_t e8m0_of(float power) noexcept {
-    return static_cast<std::uint8_t>(__builtin_bit_cast(std::uint32_t, power) >> 23);
-}
-
-// E4M3 with sign; its one NaN is left a number, as mlx has it.
-float number_of_e4m3(std::uint8_t code) noexcept {
-    const std::uint32_t exponent = code >> 3 & 15u, mantissa = code & 7u;
-    const float magnitude =
-        exponent == 0 ? static_cast<float>(mantissa) * 0x1p-9f
-                      : __builtin_bit_cast(float, (exponent + 120) << 23 | mantissa << 20);
-    return (code & 0x80u) != 0 ? -magnitude : magnitude;
-}
-
-// Of a number that E4M3 has, and that is not negative.
-std::uint8_t e4m3_of(float number) noexcept {
-    if (number < 0x1p-6f) return static_cast<std::uint8_t>(number * 0x1p9f);
-    return static_cast<std::uint8_t>((__builtin_bit_cast(std::uint32_t, number) >> 20) -
-                                     (120 << 3));
-}
-
-float number_of_e2m1(std::uint8_t code) noexcept {
-    constexpr float levels[8] = {0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f};
-    return (code & 8u) != 0 ? -levels[code & 7u] : levels[code & 7u];
-}
-
-// Calls run<bits>(), so that loops over bits have no length to look at.
-template <class Run>
-void with_bits(unsigned bits, const Run& run) noexcept {
-    switch (bits) {
-        case 2:
-            return run.template operator()<2>();
-        case 3:
-            return run.template operator()<3>();
-        case 5:
-            return run.template operator()<5>();
-        case 6:
-            return run.template operator()<6>();
-        default:
-            return;  // what is left over is packed code by code
-    }
-}
-
-// Little-endian bit stream, low bits first: eight codes fill as many bytes as they have bits.
-void pack_bits(const std::uint8_t* codes, std::uint64_t count, unsigned bits, std::uint8_t flip,
-               std::uint8_t* out) noexcept {
-    const auto code = [&](std::uint64_t i) { return static_cast<std::uint8_t>(codes[i] ^ flip); };
-    std::uint64_t i = 0;
-    if (bits == 8) {
-        for (; i < count; ++i) out[i] = code(i);
-    } else if (bits == 4) {
-        for (; i + 2 <= count; i += 2) {
-            *out++ = static_cast<std::uint8_t>(code(i) | code(i + 1) << 4);
-        }
-    } else {
-        with_bits(bits, [&]<unsigned known>() noexcept {
-            for (; i + 8 <= count; i += 8, out += known) {
-                std::uint64_t from, word = 0;
-                std::memcpy(&from, codes + i, sizeof(from));
-                from ^= 0x0101010101010101u * flip;
-                for (unsigned k = 0; k < 8; ++k) word |= (from >> 8 * k & 255u) << k * known;
-                std::memcpy(out, &word, known);
-            }
-        });
-    }
-    std::uint64_t word = 0;
-    unsigned filled = 0;
-    for (; i < count; ++i) {
-        word |= static_cast<std::uint64_t>(code(i)) << filled;
-        for (filled += bits; filled >= 8; filled -= 8, word >>= 8) {
-            *out++ = static_cast<std::uint8_t>(word);
-        }
-    }
-    if (filled > 0) *out = static_cast<std::uint8_t>(word);
-}
-
-void unpack_bits(const std::uint8_t* bytes, std::uint64_t count, unsigned bits, std::uint8_t flip,
-                 std::uint8_t* codes) noexcept {
-    const auto mask = static_cast<std::uint8_t>((1u << bits) - 1);
-    if (bits == 8) {
-        for (std::uint64_t i = 0; i < count; ++i) {
-            codes[i] = static_cast<std::uint8_t>(bytes[i] ^ flip);
-        }
-        return;
-    }
-    // Eight codes at a time, as eight bytes of one word.
-    constexpr std::uint64_t each = 0x0101010101010101u;
-    const std::uint64_t flips = each * flip;
-    std::uint64_t i = 0;
-    if (bits == 4) {
-        for (; i + 8 <= count; i += 8) {
-            std::uint32_t packed;
-            std::memcpy(&packed, bytes + i / 2, sizeof(packed));
-            std::uint64_t word = packed;
-            word = (word | word << 16) & 0x0000ffff0000ffffu;
-            word = (word | word << 8) & 0x00ff00ff00ff00ffu;
-            word = ((word | word << 4) & (each * 15)) ^ flips;
-            std::memcpy(codes + i, &word, sizeof(word));
-        }
-    } else {
-        with_bits(bits, [&]<unsigned known>() noexcept {
-            for (; i + 8 <= count; i += 8) {
-                std::uint64_t packed = 0, word = 0;
-                // Byte by byte: a load of what several narrower stores have made would wait.
-                for (unsigned k = 0; k < known; ++k) {
-                    packed |= static_cast<std::uint64_t>(bytes[i / 8 * known + k]) << 8 * k;
-                }
-                for (unsigned k = 0; k < 8; ++k) word |= (packed >> k * known & mask) << 8 * k;
-                word ^= flips;
-                std::memcpy(codes + i, &word, sizeof(word));
-            }
-        });
-    }
-    for (; i < count; ++i) {
-        const std::uint64_t at = i * bits;
-        unsigned word = bytes[at / 8];
-        if (at % 8 + bits > 8) word |= static_cast<unsigned>(bytes[at / 8 + 1]) << 8;
-        codes[i] = static_cast<std::uint8_t>((word >> at % 8 & mask) ^ flip);
-    }
-}
 
 void narrow(const float* values, std::uint64_t count, Stored type, std::byte* out) noexcept {
     if (type == Stored::f32) {
@@ -196,15 +71,17 @@ void for_transposed(const std::uint8_t* codes, std::uint64_t rows, std::uint64_t
     }
 }
 
-void pack_codes(const Plane& plane, const std::uint8_t* codes, std::uint64_t rows, unsigned bits,
-                std::uint8_t flip, std::byte* out) noexcept {
+void pack_codes(const Codec& codec, const Plane& plane, const std::uint8_t* codes,
+                std::uint64_t rows, std::uint8_t flip, std::byte* out) noexcept {
     auto* bytes = reinterpret_cast<std::uint8_t*>(out);
     const std::uint64_t elements = plane.row_elements;
+    const unsigned bits = plane.bits;
     if (plane.transposed) {
         const std::uint64_t line_bytes = rows * bits / 8;
         for_transposed(
             codes, rows, elements,
-            [&](std::uint64_t e, std::uint64_t row, std::uint64_t count, const std::uint8_t* line) {
+            [&](std::uint64_t e, std::uint64_t row, std::uint64_t count, std::uint8_t* line) {
+                if (codec.layout == Layout::awq) to_awq_order(line, count);
                 pack_bits(line, count, bits, flip, bytes + e * line_bytes + row * bits / 8);
             });
         return;
@@ -231,10 +108,11 @@ void pack_codes(const Plane& plane, const std::uint8_t* codes, std::uint64_t row
     }
 }
 
-void unpack_codes(const Plane& plane, const std::byte* piece, std::uint64_t rows, unsigned bits,
-                  std::uint8_t flip, std::uint8_t* codes) noexcept {
+void unpack_codes(const Codec& codec, const Plane& plane, const std::byte* piece,
+                  std::uint64_t rows, std::uint8_t flip, std::uint8_t* codes) noexcept {
     const auto* bytes = reinterpret_cast<const std::uint8_t*>(piece);
     const std::uint64_t elements = plane.row_elements;
+    const unsigned bits = plane.bits;
     if (plane.transposed) {
         const std::uint64_t line_bytes = rows * bits / 8;
         std::uint8_t line[k_lines_at_once];
@@ -242,6 +120,7 @@ void unpack_codes(const Plane& plane, const std::byte* piece, std::uint64_t rows
             for (std::uint64_t row = 0; row < rows; row += k_lines_at_once) {
                 const std::uint64_t count = std::min(k_lines_at_once, rows - row);
                 unpack_bits(bytes + e * line_bytes + row * bits / 8, count, bits, flip, line);
+                if (codec.layout == Layout::awq) from_awq_order(line, count);
                 for (std::uint64_t i = 0; i < count; ++i) codes[(row + i) * elements + e] = line[i];
             }
         }
@@ -293,24 +172,29 @@ void transpose_items(const Item* from, std::uint64_t rows, std::uint64_t columns
 void pack(const Codec& codec, const Plane& plane, const Elements& from, std::uint64_t rows,
           std::byte* out) noexcept {
     const Stored type = stored(codec.affine);
-    const std::uint64_t groups = plane.row_elements;
+    const std::uint64_t elements = plane.row_elements;
     switch (plane.content) {
         case Content::blocks:
             break;
         case Content::codes:
-            pack_codes(plane, from.codes, rows, plane.bits, flip_of(codec), out);
+            if (codec.is_gptq()) {
+                pack_gptq(from.codes, rows, elements * 32 / codec.affine.bits, codec.affine.bits,
+                          out);
+            } else {
+                pack_codes(codec, plane, from.codes, rows, flip_of(codec), out);
+            }
             break;
         case Content::scales:
         case Content::biases: {
             const float* values = plane.content == Content::scales ? from.scales : from.zeros;
             if (!plane.transposed) {
-                narrow(values, rows * groups, type, out);
+                narrow(values, rows * elements, type, out);
                 break;
             }
             const std::uint32_t bytes = plane.bits / 8;
             for (std::uint64_t row = 0; row < rows; ++row) {
-                for (std::uint64_t g = 0; g < groups; ++g) {
-                    narrow(values + row * groups + g, 1, type, out + (g * rows + row) * bytes);
+                for (std::uint64_t g = 0; g < elements; ++g) {
+                    narrow(values + row * elements + g, 1, type, out + (g * rows + row) * bytes);
                 }
             }
             break;
@@ -318,11 +202,12 @@ void pack(const Codec& codec, const Plane& plane, const Elements& from, std::uin
         case Content::zero_points: {
             // In place: a zero point's float makes room for its byte.
             auto* bytes = reinterpret_cast<std::uint8_t*>(from.zeros);
-            for (std::uint64_t i = 0; i < rows * groups; ++i) {
+            for (std::uint64_t i = 0; i < rows * elements; ++i) {
                 const float zero = from.zeros[i];
                 bytes[i] = static_cast<std::uint8_t>(zero);
             }
-            pack_codes(plane, bytes, rows, plane.bits, 0, out);
+            if (codec.layout == Layout::gptq_v1) less_one(bytes, rows, elements, plane.bits);
+            pack_codes(codec, plane, bytes, rows, 0, out);
             break;
         }
     }
@@ -336,7 +221,12 @@ void unpack(const Codec& codec, const Plane& plane, const std::byte* piece, std:
         case Content::blocks:
             break;
         case Content::codes:
-            unpack_codes(plane, piece, rows, plane.bits, flip_of(codec), out.codes);
+            if (codec.is_gptq()) {
+                unpack_gptq(piece, rows, elements * 32 / codec.affine.bits, codec.affine.bits,
+                            out.codes);
+            } else {
+                unpack_codes(codec, plane, piece, rows, flip_of(codec), out.codes);
+            }
             break;
         case Content::scales:
         case Content::biases: {
@@ -359,7 +249,8 @@ void unpack(const Codec& codec, const Plane& plane, const std::byte* piece, std:
         }
         case Content::zero_points: {
             auto* bytes = reinterpret_cast<std::uint8_t*>(out.zeros);
-            unpack_codes(plane, piece, rows, plane.bits, 0, bytes);
+            unpack_codes(codec, plane, piece, rows, 0, bytes);
+            if (codec.layout == Layout::gptq_v1) plus_one(bytes, rows, elements, plane.bits);
             for (std::uint64_t i = rows * elements; i-- > 0;) {
                 const std::uint8_t zero = bytes[i];
                 out.zeros[i] = zero;
