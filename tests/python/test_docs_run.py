@@ -39,3 +39,45 @@ def test_readme_lists_the_presets_that_there_are():
     text = (ROOT / "README.md").read_text()
     for preset in GGUF_PRESETS:
         assert preset in text, preset
+
+
+def test_the_guide_quotes_the_measured_tables():
+    docs = ROOT / "docs"
+    guide, sizes = (docs / "choosing.md").read_text(), (docs / "cli.md").read_text()
+    measured = (docs / "evaluation.md").read_text()
+    fixtures = [
+        measured[measured.index(f"`{name}`: perplexity") :] for name in ("phi35", "phi4mini")
+    ]
+    rows = re.findall(
+        r"^\| (\w+)( \(importance\))? \| ([\d.]+ GB) \| (.*) \|$", guide, re.MULTILINE
+    )
+    assert len(rows) >= 10
+    for preset, importance, size, figures in rows:
+        assert re.search(rf"^  gguf:{preset} +[\d.]+ +{size} ", sizes, re.MULTILINE), preset
+        found: list[str] = []
+        for table in fixtures:
+            cells = re.search(rf"^\| {preset}{re.escape(importance)} \|(.*)", table, re.MULTILINE)
+            assert cells, preset
+            _, _, divergence, _, _, same_top, *_ = cells[1].split("|")
+            found += [divergence.partition("±")[0].strip(), same_top.strip()]
+        assert figures.split(" | ") == found, preset
+
+
+def test_targets_that_the_guide_names_exist():
+    from phiquant.targets.names import PRESETS, parse_target
+
+    text = (ROOT / "docs" / "choosing.md").read_text()
+    named = re.findall(rf"`((?:{'|'.join(PRESETS)}):[^`]+)`", text)
+    assert len(set(named)) >= 30
+    for target in named:
+        parse_target(target)
+
+
+def test_the_reference_has_every_public_name():
+    import phiquant
+
+    reference = (ROOT / "docs" / "api.md").read_text()
+    for name in phiquant.__all__:
+        value = getattr(phiquant, name)
+        if callable(value):
+            assert re.search(rf"^\.\. auto\w+:: phiquant\.{name}$", reference, re.MULTILINE), name
