@@ -31,12 +31,15 @@ enum class Rule : std::uint8_t {
 
 /// How codes, scales and zero points lie in their planes (see planes.hpp).
 enum class Layout : std::uint8_t {
-    blocks,     ///< ggml: one plane of blocks; plain floats
-    rows,       ///< ONNX Runtime's MatMulNBits
-    openvino,   ///< signed codes where symmetric; zero points without padding
-    mlx,        ///< biases instead of zero points
-    packed,     ///< compressed-tensors' pack-quantized
-    transposed  ///< every plane by columns: ONNX DequantizeLinear and MatMul
+    blocks,      ///< ggml: one plane of blocks; plain floats
+    rows,        ///< ONNX Runtime's MatMulNBits
+    openvino,    ///< signed codes where symmetric; zero points without padding
+    mlx,         ///< biases instead of zero points
+    packed,      ///< compressed-tensors' pack-quantized
+    transposed,  ///< every plane by columns: ONNX DequantizeLinear and MatMul
+    gptq,        ///< by columns, in words of a row's codes; zero points also where symmetric
+    gptq_v1,     ///< the same, with zero points less one
+    awq          ///< by columns, in words of eight rows' codes, even rows first
 };
 
 /// What codes stand for, before they are scaled.
@@ -86,7 +89,10 @@ struct Codec {
     /// Whether every line of its planes holds something of all rows, so that tiles had better be
     /// large.
     [[nodiscard]] constexpr bool by_columns() const noexcept {
-        return layout == Layout::transposed;
+        return layout == Layout::transposed || layout == Layout::awq || is_gptq();
+    }
+    [[nodiscard]] constexpr bool is_gptq() const noexcept {
+        return layout == Layout::gptq || layout == Layout::gptq_v1;
     }
 };
 

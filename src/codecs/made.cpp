@@ -25,10 +25,14 @@ constexpr std::array k_rules{Word<Rule>{"ort", Rule::ort}, Word<Rule>{"qdq", Rul
 constexpr std::array k_scales{Word<AffineScale>{"f32", AffineScale::f32},
                               Word<AffineScale>{"f16", AffineScale::f16},
                               Word<AffineScale>{"bf16", AffineScale::bf16}};
-constexpr std::array k_layouts{
-    Word<Layout>{"rows", Layout::rows}, Word<Layout>{"openvino", Layout::openvino},
-    Word<Layout>{"mlx", Layout::mlx}, Word<Layout>{"packed", Layout::packed},
-    Word<Layout>{"transposed", Layout::transposed}};
+constexpr std::array k_layouts{Word<Layout>{"rows", Layout::rows},
+                               Word<Layout>{"openvino", Layout::openvino},
+                               Word<Layout>{"mlx", Layout::mlx},
+                               Word<Layout>{"packed", Layout::packed},
+                               Word<Layout>{"transposed", Layout::transposed},
+                               Word<Layout>{"gptq", Layout::gptq},
+                               Word<Layout>{"gptq_v1", Layout::gptq_v1},
+                               Word<Layout>{"awq", Layout::awq}};
 constexpr std::array k_groups{Word<std::uint32_t>{"g16", 16},   Word<std::uint32_t>{"g32", 32},
                               Word<std::uint32_t>{"g64", 64},   Word<std::uint32_t>{"g128", 128},
                               Word<std::uint32_t>{"g256", 256}, Word<std::uint32_t>{"channel", 0}};
@@ -61,6 +65,13 @@ AffineScale default_scale(Rule rule) {
         default:
             return AffineScale::bf16;
     }
+}
+
+// GPTQ's and AWQ's scales are halves, whosever rule has made them.
+AffineScale default_scale(Rule rule, Layout layout) {
+    const bool halves =
+        layout == Layout::gptq || layout == Layout::gptq_v1 || layout == Layout::awq;
+    return halves ? AffineScale::f16 : default_scale(rule);
 }
 
 Layout default_layout(Rule rule) {
@@ -204,8 +215,8 @@ std::optional<Parsed> parse_affine(std::string_view base, std::string_view optio
         if (!known) return std::nullopt;
     }
     const Rule by = rule.value_or(Rule::ort);
-    affine.scale = scale.value_or(default_scale(by));
     const Layout laid = layout.value_or(default_layout(by));
+    affine.scale = scale.value_or(default_scale(by, laid));
     // Biases are values, zero points codes: neither layout can hold what the other rule makes.
     if ((by == Rule::mlx) != (laid == Layout::mlx)) return std::nullopt;
     const bool group_of_mlx = affine.group == 32 || affine.group == 64 || affine.group == 128;
@@ -215,9 +226,13 @@ std::optional<Parsed> parse_affine(std::string_view base, std::string_view optio
     const bool scale_of_qdq = affine.scale != AffineScale::bf16;
     if (by == Rule::qdq && !(affine.symmetric && bits_of_qdq && scale_of_qdq)) return std::nullopt;
 
+    const bool gptq = laid == Layout::gptq || laid == Layout::gptq_v1;
+    const bool bits_of_gptq = affine.bits <= 4 || affine.bits == 8;
+    if ((gptq && !bits_of_gptq) || (laid == Layout::awq && affine.bits != 4)) return std::nullopt;
+
     std::string name(base);
     if (by != Rule::ort) name += ",rule=" + std::string(text_of(k_rules, by));
-    if (affine.scale != default_scale(by)) {
+    if (affine.scale != default_scale(by, laid)) {
         name += ",scales=" + std::string(text_of(k_scales, affine.scale));
     }
     if (laid != default_layout(by)) name += ",layout=" + std::string(text_of(k_layouts, laid));

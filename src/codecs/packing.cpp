@@ -3,9 +3,11 @@
 #include <cstring>
 
 #include "base/half.hpp"
+#include "codecs/bit_streams.hpp"
 #include "codecs/planes.hpp"
 #include "codecs/small_floats.hpp"
 #include "codecs/stored_scales.hpp"
+#include "codecs/words.hpp"
 
 namespace phiquant::codecs {
 namespace {

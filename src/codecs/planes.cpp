@@ -18,7 +18,7 @@ namespace {
 
 Planes planes_of(const Codec& codec, std::uint64_t rows, std::uint64_t columns) {
     Planes planes;
-    const bool transposed = codec.layout == Layout::transposed;
+    const bool transposed = codec.by_columns();
     const auto add = [&](Content content, unsigned bits, std::uint64_t elements) {
         Plane plane{content, bits, transposed, elements, 1, rows, elements * bits};
         if (transposed) {
@@ -55,6 +55,14 @@ Planes planes_of(const Codec& codec, std::uint64_t rows, std::uint64_t columns) 
     if (words && filled * affine.bits % 32 != 0) {
         refuse(codec, std::to_string(columns) + " codes do not fill words of 32 bits");
     }
+    // Words of a row's codes, and words of several rows' zero points (or codes, AWQ's).
+    if (codec.is_gptq() && columns % 32 != 0) {
+        refuse(codec, std::to_string(columns) + " columns are no multiple of 32");
+    }
+    const bool words_of_rows = codec.is_gptq() || codec.layout == Layout::awq;
+    if (words_of_rows && rows * affine.bits % 32 != 0) {
+        refuse(codec, std::to_string(rows) + " rows do not fill words of 32 bits");
+    }
     // Zero points are packed along the columns; only words that hold whole ones are.
     if (codec.layout == Layout::packed && !affine.symmetric && 32 % affine.bits != 0) {
         throw Error(ErrorKind::unsupported,
@@ -62,7 +70,9 @@ Planes planes_of(const Codec& codec, std::uint64_t rows, std::uint64_t columns) 
                     "Choose 2, 4 or 8 bits, or symmetric codes.");
     }
     Plane codes{Content::codes, affine.bits, transposed, filled, 1, rows, filled * affine.bits};
-    if (transposed) {
+    if (codec.is_gptq()) {
+        add(Content::codes, 32, filled * affine.bits / 32);
+    } else if (transposed) {
         add(Content::codes, affine.bits, filled);
     } else {
         // Rows that end within a byte are filled up where the format says so; elsewhere they follow
@@ -74,7 +84,7 @@ Planes planes_of(const Codec& codec, std::uint64_t rows, std::uint64_t columns) 
     if (affine.levels != Levels::integers) return planes;
     if (codec.layout == Layout::mlx) {
         add(Content::biases, scale_bits(affine), groups);
-    } else if (!affine.symmetric) {
+    } else if (!affine.symmetric || words_of_rows) {
         if (codec.layout == Layout::packed) {
             const std::uint64_t together = 32 / affine.bits;
             planes.add({Content::zero_points, affine.bits, false, groups, together,

@@ -16,7 +16,7 @@ enum class Content : std::uint8_t { blocks, codes, scales, zero_points, biases }
 /// (where transposed) all rows' element at one place.
 struct Plane {
     Content content;
-    unsigned bits;               ///< of an element
+    unsigned bits;               ///< of an element; of GPTQ's codes, of a word of them
     bool transposed;             ///< line i holds element i of every row
     std::uint64_t row_elements;  ///< elements that a row has here: values (filled up), or groups
     std::uint64_t rows_per_line;
