@@ -26,6 +26,7 @@ from phiquant.tensor import QuantizedTensor, quantize
 
 if TYPE_CHECKING:
     from phiquant.measure import calibrate, read_importance
+    from phiquant.simulation import Simulation, simulate
 
 open = open_checkpoint
 
@@ -41,6 +42,7 @@ __all__ = [
     "QuantizedTensor",
     "Report",
     "ShapeError",
+    "Simulation",
     "UnsupportedError",
     "UsageError",
     "ValueRangeError",
@@ -55,6 +57,7 @@ __all__ = [
     "quantize",
     "read_importance",
     "safetensors",
+    "simulate",
 ]
 
 
@@ -64,4 +67,8 @@ def __getattr__(name: str) -> Any:
         from phiquant import measure
 
         return getattr(measure, name)
+    if name in ("Simulation", "simulate"):
+        from phiquant import simulation
+
+        return getattr(simulation, name)
     raise AttributeError(f"module 'phiquant' has no attribute {name!r}")

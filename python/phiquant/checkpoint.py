@@ -68,6 +68,14 @@ class SourceFile:
             raise IoError(f"cannot be read: {error.strerror}", file=self.path) from error
         return b"".join(pieces)
 
+    def is_as_opened(self) -> bool:
+        """Whether it is still the file whose header was read."""
+        return SourceFile.look_at(self.path) == self
+
+    def map(self) -> NDArray[np.uint8]:
+        """All of its bytes, mapped."""
+        return np.memmap(self.path, dtype=np.uint8, mode="r")
+
 
 @dataclass(frozen=True)
 class PlaneEntry:
@@ -164,11 +172,11 @@ class Checkpoint(Mapping[str, Any]):
     def _map(self, index: int) -> NDArray[np.uint8]:
         if index not in self._maps:
             source = self.files[index]
-            if SourceFile.look_at(source.path) != source:
+            if not source.is_as_opened():
                 raise FormatError(
                     "changed since it was opened", file=source.path, remedy="Open it again."
                 )
-            self._maps[index] = np.memmap(source.path, dtype=np.uint8, mode="r")
+            self._maps[index] = source.map()
         return self._maps[index]
 
     def _bytes(self, file: int, offset: int, nbytes: int) -> NDArray[np.uint8]:

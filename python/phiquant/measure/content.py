@@ -13,6 +13,7 @@ from typing import Any
 from phiquant.checkpoint import Checkpoint, SourceFile, TensorEntry
 from phiquant.errors import ChangedError, FormatError, IoError
 from phiquant.measure.store import Store, address
+from phiquant.memory import ArraySource
 
 # Times of files are this coarse at worst (FAT), and a file may be written twice within one.
 _SETTLED_SECONDS = 2.0
@@ -41,6 +42,9 @@ def tensor_digests(checkpoint: Checkpoint, store: Store | None, *, threads: int)
     for index, source in enumerate(checkpoint.files):
         entries = [entry for entry in checkpoint.entries.values() if entry.file == index]
         if not entries:
+            continue
+        if isinstance(source, ArraySource):  # memory, which nothing is known of the next time
+            found |= {entry.name: _digest(source, entry) for entry in entries}
             continue
         identity, settled = _identity(source)
         # Where tensors stand is the header's say.
@@ -74,7 +78,7 @@ def content(checkpoint: Checkpoint, store: Store | None, *, threads: int) -> str
 def _identity(source: SourceFile) -> tuple[list[Any], bool]:
     """What tells this file from another and from itself at another time; whether it is settled."""
     now = time.time()
-    if SourceFile.look_at(source.path) != source:
+    if not source.is_as_opened():
         raise _changed(source)
     try:
         facts = source.path.stat()

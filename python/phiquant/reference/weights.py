@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from phiquant.checkpoint import Checkpoint, SourceFile, TensorEntry
+from phiquant.checkpoint import Checkpoint, TensorEntry
 from phiquant.codecs import Codec, find_codec
 from phiquant.errors import ChangedError, FormatError, UnsupportedError, UsageError
 from phiquant.tensor import QuantizedTensor, check_threads
@@ -139,7 +139,7 @@ class Weights:
 
     def _bytes(self, entry: TensorEntry, file: int, offset: int, count: int) -> bytes:
         source = self.checkpoint.files[file]
-        if SourceFile.look_at(source.path) != source:
+        if not source.is_as_opened():
             raise ChangedError(
                 "changed since it was opened", file=source.path, remedy="Open it again."
             )
