@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from phiquant import gguf, onnx, safetensors
 from phiquant._core import version as __version__
 from phiquant.checkpoint import Checkpoint, open_checkpoint
 from phiquant.codecs import Codec, all_codecs
@@ -25,6 +25,7 @@ from phiquant.report import Report
 from phiquant.tensor import QuantizedTensor, quantize
 
 if TYPE_CHECKING:
+    from phiquant import gguf, onnx, safetensors
     from phiquant.measure import calibrate, read_importance
     from phiquant.simulation import Simulation, simulate
 
@@ -62,7 +63,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # The forward pass is for few: it is loaded when it is asked for.
+    # Serializers and the forward pass are for few: they are loaded when they are asked for.
+    if name in ("gguf", "onnx", "safetensors"):
+        return import_module(f"phiquant.{name}")
     if name in ("calibrate", "read_importance"):
         from phiquant import measure
 
