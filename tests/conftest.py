@@ -20,6 +20,14 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def registry_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry for this session alone: what tests convert is nobody's model."""
+    file = tmp_path_factory.mktemp("registry") / "models.sqlite"
+    os.environ["PHIQUANT_REGISTRY"] = str(file)
+    return file
+
+
 @pytest.fixture(scope="session")
 def digests() -> dict[str, Any]:
     """What llama-quantize wrote for every fixture and ftype; see golden/README.md."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,9 +117,10 @@ def plan(
             "split_size": split_size is not None,
         },
     )
+    recipe = _recipe(quality, choices, overrides)
     if checkpoint.format == "gguf":
-        return Plan(checkpoint, _from_gguf(checkpoint, targets, choices))
-    return Plan(checkpoint, _from_model(checkpoint, targets, choices, overrides, progress))
+        return Plan(checkpoint, _from_gguf(checkpoint, targets, choices), recipe)
+    return Plan(checkpoint, _from_model(checkpoint, targets, choices, overrides, progress), recipe)
 
 
 def convert(
@@ -168,6 +171,26 @@ def convert(
         sha256=sha256,
         companions=companions,
     )
+
+
+def _recipe(quality: str, choices: Choices, overrides: list[Override]) -> dict[str, Any]:
+    """What was asked for beside the targets, where it is not what happens anyway."""
+    recipe: dict[str, Any] = {"quality": quality}
+    for name in ("pure", "output_type", "embedding_type", "requantize", "split_size"):
+        if getattr(choices, name):
+            recipe[name] = getattr(choices, name)
+    if choices.mix != "current":
+        recipe["mix"] = choices.mix
+    if overrides:
+        recipe["tensor"] = [
+            f"{one.format + ':' if one.format else ''}{one.glob}={one.codec}" for one in overrides
+        ]
+    if choices.importance is not None:
+        digest = hashlib.sha256()
+        for name, values in sorted(choices.importance.items()):
+            digest.update(name.encode() + b"\0" + values.tobytes())
+        recipe["importance"] = {"file": choices.importance_file, "sha256": digest.hexdigest()}
+    return recipe
 
 
 def _overrides_for(format_name: str, overrides: list[Override]) -> tuple[tuple[str, str], ...]:

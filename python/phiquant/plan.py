@@ -6,7 +6,7 @@ import html
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,10 +138,13 @@ class Plan:
     ----------
     checkpoint : Checkpoint
     targets : tuple of PlannedTarget
+    recipe : mapping
+        What was asked for beside the targets, for the records.
     """
 
     checkpoint: Checkpoint
     targets: tuple[PlannedTarget, ...]
+    recipe: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def nbytes(self) -> int:
@@ -244,16 +247,20 @@ class Plan:
             Ctrl-C, within a second; the targets are as they were before.
         """
         from phiquant.execution import execute
+        from phiquant.registry.recording import record_run
 
-        return execute(
+        outputs = self.outputs(out)
+        report = execute(
             self,
-            self.outputs(out),
+            outputs,
             progress=progress,
             overwrite=overwrite,
             threads=check_threads(threads),
             sha256=sha256,
             companions=companions,
         )
+        record_run(self, outputs, report)
+        return report
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data."""

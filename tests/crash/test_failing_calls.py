@@ -193,7 +193,7 @@ def test_the_command_tells_by_words_and_exit_code(
     told = {"LD_PRELOAD": str(shim), "FAILING_CALLS": f"pwrite 3 {MODES[mode]} {int(value)}"}
     done = subprocess.run(
         [*command, "-o", str(tmp_path), "--modelfile"],
-        env={**os.environ, **told},
+        env={**os.environ, "PHIQUANT_REGISTRY": "off", **told},
         capture_output=True,
         text=True,
         preexec_fn=child_signals.heed,

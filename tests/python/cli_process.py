@@ -24,11 +24,11 @@ runpy.run_module("phiquant", run_name="__main__", alter_sys=True)
 
 def environment(**changes: str) -> dict[str, str]:
     """This process's environment without what would change phiquant's output."""
-    own = "PHIQUANT_CACHE"  # the tests' own; see conftest.py
+    own = ("PHIQUANT_CACHE", "PHIQUANT_REGISTRY")  # the tests' own; see conftest.py
     kept = {
         key: value
         for key, value in os.environ.items()
-        if key == own or not key.startswith("PHIQUANT_")
+        if key in own or not key.startswith("PHIQUANT_")
     }
     for key in ("NO_COLOR", "COLUMNS", "LINES", "HF_HUB_OFFLINE"):
         kept.pop(key, None)

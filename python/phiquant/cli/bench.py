@@ -77,6 +77,7 @@ def command(
     format: 'phiquant doctor' lists them.
     """
     from phiquant.evaluate.benchmark import bench
+    from phiquant.registry.recording import record_verdict
 
     result = bench(
         outputs,
@@ -87,6 +88,9 @@ def command(
         threads=threads,
         progress=watcher(Words(quiet), "the tokens"),
     )
+    facts = result.to_json()
+    for output, one in zip(outputs, facts.pop("outputs"), strict=True):
+        record_verdict(output, "bench", one | facts)
     if as_json:
         put_json(result.to_json())
     else:

@@ -23,6 +23,7 @@ _COMMANDS = {
     "compare": ("compare", "Compare codecs, bytes and weights of two models' files."),
     "inspect": ("inspect", "Show metadata and tensors of a model's files."),
     "formats": ("formats", "List targets and codecs."),
+    "models": ("models", "List what was made on this machine, and look after it."),
     "cache": ("cache", "List the measurements that are kept, or remove them."),
     "doctor": ("doctor", "Look at this machine and this installation."),
 }

@@ -113,6 +113,7 @@ def command(
     from phiquant.evaluate import Gates, evaluate
     from phiquant.measure.content import DIGESTS
     from phiquant.measure.store import Store
+    from phiquant.registry.recording import record_verdict
 
     words = Words(quiet)
     shown = not quiet and is_terminal(sys.stderr)
@@ -135,6 +136,9 @@ def command(
             raise Interrupted(GOES_ON) from None
         raise
     missed = Gates(max_kld, max_perplexity_ratio, min_top1).missed(result)
+    facts = result.to_json()
+    for model, score in zip(models, facts.pop("models"), strict=True):
+        record_verdict(local(model), "eval", score | {"against": result.source, "run": facts})
     if as_json:
         put_json(result.to_json() | {"missed": [miss.to_json() for miss in missed]})
     else:

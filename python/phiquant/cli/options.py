@@ -21,7 +21,7 @@ class Option(click.Option):
         self.section = section
 
 
-class Command(click.Command):
+class _Sections(click.Command):
     """A command whose help has its options in sections, in the order of their first option."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -37,6 +37,18 @@ class Command(click.Command):
                 formatter.write_dl(records)
 
 
+class Command(_Sections):
+    """A command that does one thing."""
+
+
+class Group(_Sections, click.Group):
+    """A command with commands of its own."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_options(ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+
 def option(*names: str, section: str, **settings: Any) -> Callable[[Function], Function]:
     """An option in a section."""
     return click.option(*names, cls=Option, section=section, **settings)
@@ -49,9 +61,10 @@ def _starting(names: list[str], word: str) -> list[CompletionItem]:
 def _complete_target(
     context: click.Context, parameter: click.Parameter, word: str
 ) -> list[CompletionItem]:
-    from phiquant.targets.names import GGUF_PRESETS
+    from phiquant.targets.names import GGUF_PRESETS, PRESETS
 
-    return _starting([*GGUF_PRESETS, *(f"gguf:{name}" for name in GGUF_PRESETS)], word)
+    names = (f"{name}:{preset}" for name, presets in PRESETS.items() for preset in presets)
+    return _starting([*GGUF_PRESETS, *names], word)
 
 
 def _complete_codec(

@@ -53,10 +53,12 @@ def command(
     """
     from phiquant.checkpoint import open_checkpoint
     from phiquant.evaluate.verification import verify
+    from phiquant.registry.recording import record_verdict
 
     shown = not quiet and is_terminal(sys.stderr)
     source = open_checkpoint(local(against), progress=shown)
     result = verify(local(output), source, tokenizer=tokenizer, threads=threads)
+    record_verdict(local(output), "verify", result.to_json())
     if as_json:
         put_json(result.to_json())
     else:
