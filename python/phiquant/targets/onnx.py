@@ -22,8 +22,9 @@ from phiquant.onnx import Model, Place, Tensor, nbytes_of, next_place
 from phiquant.onnx_folder import CONFIG, SOURCE_CONFIG
 from phiquant.plan import PlannedFile, PlannedTarget, PlannedTensor
 from phiquant.strict_json import read_json
+from phiquant.targets.folder import folder_target
 from phiquant.targets.gguf_metadata import SourceFacts
-from phiquant.targets.names import Target, default_output
+from phiquant.targets.names import Target
 from phiquant.targets.onnx_config import genai_config
 from phiquant.targets.onnx_graph import ModelGraph, model_graph
 from phiquant.targets.onnx_matrices import Stored
@@ -108,22 +109,15 @@ def plan_onnx(
         PlannedFile(DATA, size, b"", planned),
         PlannedFile(MODEL, len(model), model, ()),
         PlannedFile(CONFIG, len(config), config, ()),
-        *(PlannedFile(name, len(text), text, ()) for name, text in _tokenizer(checkpoint).items()),
     ]
-
-    def places(path: Path) -> list[Path]:
-        return [path / file.name for file in files]
-
-    return PlannedTarget(
-        target=str(target),
-        name=default_output(facts.name, target),
-        files=tuple(files),
-        places=places,
+    return folder_target(
+        target,
+        facts.name,
+        files,
+        _tokenizer(checkpoint),
         notes=_notes(settings),
         check=_check,
-        companions=lambda path: {},
         hint=_hint,
-        folder=True,
     )
 
 

@@ -17,7 +17,7 @@ from phiquant.strict_json import read_json
 SHARD: Final = 5 << 30
 
 # Bytes of an element.
-_BYTES: Final = dict(I64=8, F32=4, I32=4, BF16=2, F16=2, I8=1, U8=1, F8_E4M3=1)
+_BYTES: Final = dict(I64=8, F32=4, I32=4, U32=4, BF16=2, F16=2, I8=1, U8=1, F8_E4M3=1)
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,24 @@ def planned_files(
     parts: list[list[StoredTensor]], metadata: Mapping[str, str]
 ) -> tuple[list[PlannedFile], bytes | None]:
     """The files and their index; a single file has none."""
+    # The format has no gaps: wide elements first, and all are aligned.
+    ordered = [sorted(part, key=lambda item: -_BYTES[item.type]) for part in parts]
+    files = files_in_order(ordered, metadata)
+    return files, index(files) if len(files) > 1 else None
+
+
+def files_in_order(
+    parts: list[list[StoredTensor]], metadata: Mapping[str, str]
+) -> list[PlannedFile]:
+    """The files, with their tensors as they are listed."""
     count = len(parts)
     names = [f"model-{number + 1:05d}-of-{count:05d}.safetensors" for number in range(count)]
     if count == 1:
         names = [safetensors.SINGLE]
-    files = [_file(name, part, metadata) for name, part in zip(names, parts, strict=True)]
-    return files, _index(files) if count > 1 else None
+    return [_file(name, part, metadata) for name, part in zip(names, parts, strict=True)]
 
 
 def _file(name: str, part: list[StoredTensor], metadata: Mapping[str, str]) -> PlannedFile:
-    # The format has no gaps: wide elements first, and all are aligned.
-    part = sorted(part, key=lambda item: -_BYTES[item.type])
     header = _core.write_safetensors_header(
         [(item.planned.name, item.type, item.planned.shape) for item in part], dict(metadata)
     )
@@ -75,11 +82,17 @@ def _file(name: str, part: list[StoredTensor], metadata: Mapping[str, str]) -> P
     return PlannedFile(name, at, header, tuple(tensors))
 
 
-def _index(files: list[PlannedFile]) -> bytes:
+def index(
+    files: list[PlannedFile], facts: Mapping[str, int] | None = None, *, indent: int = 2
+) -> bytes:
+    """The text of the index, which says where each tensor stands; ``facts`` go to its metadata."""
     places = {tensor.name: file.name for file in files for tensor in file.tensors}
     size = sum(tensor.nbytes for file in files for tensor in file.tensors)
-    made = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
-    return (json.dumps(made, indent=2) + "\n").encode()
+    made = {
+        "metadata": {"total_size": size, **(facts or {})},
+        "weight_map": dict(sorted(places.items())),
+    }
+    return (json.dumps(made, indent=indent) + "\n").encode()
 
 
 def check(path: Path, file: PlannedFile) -> None:
