@@ -98,24 +98,26 @@ def tensor_facts(tensor: object) -> dict[str, Any]: ...
 
 # Plans.
 def execute(
-    sources: Sequence[tuple[bytes, int, int, int, int]],
+    sources: Sequence[tuple[bytes, int, int, int, int] | NDArray[np.uint8]],
     tensors: Sequence[
         tuple[
             str,
             int,
-            Sequence[tuple[int, str, int, int]],
-            Sequence[tuple[str, Sequence[tuple[int, int]], int, int, int, bool]],
+            Sequence[tuple[str, int, Sequence[tuple[int, int]]]],
+            Sequence[
+                tuple[str, Sequence[tuple[int, int]], int, int, int, bool, int, int, str, str]
+            ],
         ]
     ],
     files: Sequence[tuple[bytes, int, Sequence[tuple[int, bytes]], int]],
     folders: Sequence[tuple[bytes, Sequence[bytes]]],
-    importances: Sequence[NDArray[np.float32]],
+    vectors: Sequence[NDArray[np.float32]],
     threads: int,
     overwrite: bool,
     progress: Callable[[int], None] | None = None,
     inspect: Callable[[list[str]], None] | None = None,
 ) -> dict[str, Any]: ...
-def scratch_bytes(columns: int, planes: bool, transposed: bool) -> int: ...
+def scratch_bytes(columns: int, whole_rows: bool, wide: bool) -> int: ...
 def write_file(
     path: bytes, size: int, pieces: Sequence[tuple[int, Any]], overwrite: bool
 ) -> None: ...

@@ -68,6 +68,10 @@ class SourceFile:
             raise IoError(f"cannot be read: {error.strerror}", file=self.path) from error
         return b"".join(pieces)
 
+    def for_executor(self) -> tuple[bytes, int, int, int, int] | NDArray[np.uint8]:
+        """What the executor opens: a path with its identity; memory is given as it is."""
+        return os.fsencode(self.path), self.device, self.inode, self.size, self.modified_ns
+
     def is_as_opened(self) -> bool:
         """Whether it is still the file whose header was read."""
         return SourceFile.look_at(self.path) == self
@@ -238,6 +242,11 @@ class Checkpoint(Mapping[str, Any]):
 
     def __contains__(self, name: object) -> bool:
         return name in self.entries
+
+    def _repr_html_(self) -> str:
+        from phiquant.pages.tensor_display import checkpoint_display
+
+        return checkpoint_display(self)
 
     def __repr__(self) -> str:
         return (

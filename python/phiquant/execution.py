@@ -17,6 +17,10 @@ from phiquant.preflight import paths_of, preflight
 from phiquant.report import OutputFile, Report, TensorReport
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from phiquant.checkpoint import TensorEntry
     from phiquant.plan import Plan, PlannedFile, PlannedTensor
 
 # Bars appear for what takes longer than this many seconds.
@@ -39,7 +43,7 @@ def execute(
     checks = [target.check for target in plan.targets for _ in target.files]
     paths = paths_of(plan, outputs)
     extras = preflight(plan, outputs, overwrite=overwrite, companions=companions)
-    sources, tensors, importances, order = _core_tensors(plan)
+    sources, tensors, vectors, order = _core_tensors(plan)
     hashes: list[str | None] = [None] * len(files)
 
     def inspect(staged: list[str]) -> None:
@@ -61,7 +65,7 @@ def execute(
                 *((os.fsencode(path), len(text), [(0, text)], -1) for path, text in extras.items()),
             ],
             _core_folders(plan, outputs),
-            importances,
+            vectors,
             threads,
             overwrite,
             watch,
@@ -118,7 +122,7 @@ _Encoding = tuple[int, Union[tuple[int, int], None], str, int]  # noqa: UP007
 def _core_tensors(
     plan: Plan,
 ) -> tuple[list[Any], list[Any], list[Any], list[list[list[tuple[int, str]]]]]:
-    """Sources, tensors, importances, outputs as the executor takes them, each source once.
+    """Sources, tensors, vectors, outputs as the executor takes them, each source once.
 
     The last are (file, tensor) of every plane of every output of every tensor.
     """
@@ -135,17 +139,16 @@ def _core_tensors(
                         key = (*key[:3], key[3] + 1)
                     wanted.setdefault(key, []).append((number, tensor))
             number += 1
-    tensors, importances, order = [], [], []
+    tensors, vectors, order = [], [], []
 
-    def importance_index(tensor: PlannedTensor) -> int:
-        if tensor.importance is None:
+    def index_of(vector: NDArray[np.float32] | None) -> int:
+        if vector is None:
             return -1
-        importances.append(tensor.importance)
-        return len(importances) - 1
+        vectors.append(vector)
+        return len(vectors) - 1
 
     for name, wanted in encodings.items():
         entry = entries[name]
-        columns = entry.shape[-1]
         rows = math.prod(entry.shape[:-1])
         outputs = []
         for planes in wanted.values():
@@ -158,17 +161,25 @@ def _core_tensors(
                     [(file_number, plane.offset) for file_number, plane in planes],
                     begin,
                     end - begin,
-                    importance_index(tensor),
+                    index_of(tensor.importance),
                     tensor.best,
+                    index_of(tensor.column_scale),
+                    index_of(tensor.row_scale),
+                    tensor.scaled_in or "",
+                    tensor.via or "",
                 )
             )
-        tensors.append((name, columns, [(entry.file, entry.type, entry.offset, rows)], outputs))
+        parts = [_core_part(part) for part in entry.parts or (entry,)]
+        tensors.append((name, entry.shape[-1], parts, outputs))
         order.append([[(n, t.name) for n, t in planes] for planes in wanted.values()])
-    sources = [
-        (os.fsencode(s.path), s.device, s.inode, s.size, s.modified_ns)
-        for s in plan.checkpoint.files
-    ]
-    return sources, tensors, importances, order
+    sources = [source.for_executor() for source in plan.checkpoint.files]
+    return sources, tensors, vectors, order
+
+
+def _core_part(entry: TensorEntry) -> tuple[str, int, list[tuple[int, int]]]:
+    """Rows that stand together: their codec, how many, and where each plane begins."""
+    planes = [(plane.file, plane.offset) for plane in entry.planes]
+    return entry.type, math.prod(entry.shape[:-1]), planes or [(entry.file, entry.offset)]
 
 
 def _by_output(

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phiquant import _core
-from phiquant.checkpoint import Checkpoint
+from phiquant.checkpoint import Checkpoint, TensorEntry
 from phiquant.codecs import find_codec
 from phiquant.errors import UsageError
 from phiquant.report import Report
@@ -51,6 +51,14 @@ class PlannedTensor:
         The source's rows that are taken; None for all.
     count : int or None
         Number of weights, where that is not the product of ``shape`` (packed codes).
+    column_scale, row_scale : float32 array or None
+        What each column and each row (of ``rows``) is multiplied by before it is encoded.
+    scaled_in : str or None
+        The float type that scaled weights are rounded to (``bf16``); None leaves them in float32.
+    via : str or None
+        The codec whose codes, scales and zero points are packed: those of a source that is in that
+        codec, moved without rounding anything anew; else those that its rule finds. The executor
+        compares every weight, and refuses where one would differ.
     """
 
     name: str
@@ -65,6 +73,10 @@ class PlannedTensor:
     plane: int = 0
     rows: tuple[int, int] | None = None
     count: int | None = None
+    column_scale: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+    row_scale: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+    scaled_in: str | None = None
+    via: str | None = None
 
     @property
     def weights(self) -> int:
@@ -130,6 +142,13 @@ class PlannedTarget:
         return sum(t.weights for file in self.files for t in file.tensors)
 
 
+def _is_wide(source: TensorEntry, codec: str) -> bool:
+    """Whether it is read or written by columns, in larger tiles."""
+    return find_codec(codec).transposed or any(
+        find_codec(part.type).transposed for part in source.parts or (source,) if part.planes
+    )
+
+
 @dataclass(frozen=True, repr=False)
 class Plan:
     """What a conversion will read and write, exactly; ``run()`` carries it out.
@@ -155,24 +174,32 @@ class Plan:
     def source_bytes(self) -> int:
         """Bytes that will be read: each source tensor once, whatever the number of targets, and
         once more where it is written by columns."""
+        entries = self.checkpoint.entries
         used = {
-            (t.source, find_codec(t.codec).transposed)
+            (t.source, _is_wide(entries[t.source], t.codec))
             for target in self.targets
             for file in target.files
             for t in file.tensors
             if t.source is not None
         }
-        return sum(self.checkpoint.entries[name].nbytes for name, _ in used)
+        return sum(entries[name].nbytes for name, _ in used)
 
     def memory(self, threads: int | None = None) -> int:
         """Peak resident bytes to expect: tiles a worker, and what the interpreter needs."""
         headers = sum(len(file.header) for target in self.targets for file in target.files)
+        entries = self.checkpoint.entries
         tiles = {
-            (self.checkpoint.entries[t.source].shape[-1], codec.has_planes, codec.transposed)
+            (
+                entries[t.source].shape[-1],
+                find_codec(t.codec).has_planes
+                or bool(entries[t.source].planes)
+                or t.via is not None,
+                _is_wide(entries[t.source], t.codec),
+            )
             for target in self.targets
             for file in target.files
             for t in file.tensors
-            if t.source is not None and (codec := find_codec(t.codec))
+            if t.source is not None
         }
         scratch = max((_core.scratch_bytes(*tile) for tile in tiles), default=0)
         # Rope tables of ONNX folders; the writer holds a copy.

@@ -19,30 +19,63 @@ namespace {
 
 using SourceRow =
     std::tuple<std::string, std::uint64_t, std::uint64_t, std::uint64_t, std::int64_t>;
-using PartRow = std::tuple<std::uint32_t, std::string, std::uint64_t, std::uint64_t>;
 using PlaneRow = std::pair<std::uint32_t, std::uint64_t>;
-using OutputRow = std::tuple<std::string, std::vector<PlaneRow>, std::uint64_t, std::uint64_t,
-                             std::int64_t, bool>;
+using PartRow = std::tuple<std::string, std::uint64_t, std::vector<PlaneRow>>;
+// Codec, planes, first row, rows, importance, best, column scale, row scale, scaled in, via.
+using OutputRow =
+    std::tuple<std::string, std::vector<PlaneRow>, std::uint64_t, std::uint64_t, std::int64_t, bool,
+               std::int64_t, std::int64_t, std::string, std::string>;
 using TensorRow =
     std::tuple<std::string, std::uint64_t, std::vector<PartRow>, std::vector<OutputRow>>;
 using FileRow = std::tuple<std::string, std::uint64_t,
                            std::vector<std::pair<std::uint64_t, py::bytes>>, std::int64_t>;
 using FolderRow = std::pair<std::string, std::vector<std::string>>;
 
-pipeline::Plan plan_from(const std::vector<SourceRow>& sources, std::vector<TensorRow> tensors,
-                         const std::vector<FileRow>& files, const std::vector<FolderRow>& folders) {
-    pipeline::Plan plan;
-    for (const auto& [path, device, inode, size, modified_ns] : sources) {
-        plan.sources.push_back({path, {device, inode, size, modified_ns}});
+const codecs::Codec* codec_or_none(const std::string& name) {
+    return name.empty() ? nullptr : &codec_named(name);
+}
+
+// A file's path and identity, or memory, which is held until the run is over.
+pipeline::PlannedSource source_from(const py::handle& source,
+                                    std::vector<py::buffer_info>& memory) {
+    if (!py::isinstance<py::buffer>(source)) {
+        const auto [path, device, inode, size, modified_ns] = source.cast<SourceRow>();
+        return {path, {device, inode, size, modified_ns}};
     }
+    const py::buffer_info& info =
+        memory.emplace_back(py::reinterpret_borrow<py::buffer>(source).request());
+    if (PyBuffer_IsContiguous(info.view(), 'C') == 0) {
+        throw Error(ErrorKind::internal, "memory that a plan reads is not contiguous");
+    }
+    const auto bytes =
+        static_cast<std::uint64_t>(info.size) * static_cast<std::uint64_t>(info.itemsize);
+    return {"(memory)", {0, 0, bytes, 0}, static_cast<const std::byte*>(info.ptr)};
+}
+
+pipeline::Plan plan_from(const py::list& sources, std::vector<py::buffer_info>& memory,
+                         std::vector<TensorRow> tensors, const std::vector<FileRow>& files,
+                         const std::vector<FolderRow>& folders) {
+    pipeline::Plan plan;
+    for (const py::handle& source : sources) plan.sources.push_back(source_from(source, memory));
     for (auto& [name, columns, parts, outputs] : tensors) {
         pipeline::PlannedTensor tensor{std::move(name), columns, {}, {}};
-        for (const auto& [source, codec, offset, rows] : parts) {
-            tensor.parts.push_back({source, &codec_named(codec), offset, rows});
+        for (const auto& [codec, rows, planes] : parts) {
+            pipeline::SourcePart part{&codec_named(codec), rows, {}};
+            for (const auto& [source, offset] : planes) part.planes.push_back({source, offset});
+            tensor.parts.push_back(std::move(part));
         }
-        for (const auto& [codec, planes, first_row, rows, importance, best] : outputs) {
-            pipeline::PlannedOutput output{&codec_named(codec), {},  first_row, rows,
-                                           importance,          best};
+        for (const auto& [codec, planes, first_row, rows, importance, best, column_scale, row_scale,
+                          scaled_in, via] : outputs) {
+            pipeline::PlannedOutput output{&codec_named(codec),
+                                           {},
+                                           first_row,
+                                           rows,
+                                           importance,
+                                           best,
+                                           column_scale,
+                                           row_scale,
+                                           codec_or_none(scaled_in),
+                                           codec_or_none(via)};
             for (const auto& [file, offset] : planes) output.planes.push_back({file, offset});
             tensor.outputs.push_back(std::move(output));
         }
@@ -59,12 +92,14 @@ pipeline::Plan plan_from(const std::vector<SourceRow>& sources, std::vector<Tens
     return plan;
 }
 
-py::dict execute(const std::vector<SourceRow>& sources, std::vector<TensorRow> tensors,
+py::dict execute(const py::list& sources, std::vector<TensorRow> tensors,
                  const std::vector<FileRow>& files, const std::vector<FolderRow>& folders,
-                 std::vector<std::vector<float>> importances, unsigned threads, bool overwrite,
+                 std::vector<std::vector<float>> vectors, unsigned threads, bool overwrite,
                  const py::object& progress, const py::object& inspect) {
-    pipeline::Plan plan = plan_from(sources, std::move(tensors), files, folders);
-    plan.importances = std::move(importances);
+    std::vector<py::buffer_info> memory;
+    memory.reserve(sources.size());
+    pipeline::Plan plan = plan_from(sources, memory, std::move(tensors), files, folders);
+    plan.vectors = std::move(vectors);
     pipeline::Watch watch;
     watch.progress = watch_progress(progress);
     watch.inspect = [&inspect](const std::vector<std::string>& staged) {
@@ -150,7 +185,7 @@ void bind_pipeline(py::module_& module) {
     module.def("write_file", &write_file, py::arg("path"), py::arg("size"), py::arg("pieces"),
                py::arg("overwrite"));
     module.def("execute", &execute, py::arg("sources"), py::arg("tensors"), py::arg("files"),
-               py::arg("folders"), py::arg("importances"), py::arg("threads"), py::arg("overwrite"),
+               py::arg("folders"), py::arg("vectors"), py::arg("threads"), py::arg("overwrite"),
                py::arg("progress") = py::none(), py::arg("inspect") = py::none());
     module.def(
         "block_bytes",
@@ -179,18 +214,19 @@ void bind_pipeline(py::module_& module) {
             return crc32c(std::as_bytes(std::span(view)));
         },
         py::arg("bytes"));
-    // A worker's memory for tensors of so many columns, written by columns or not.
+    // A worker's memory for tensors of so many columns: in tiles of whole rows (planes, moved
+    // codes), and wide ones (planes that are read or written by columns), or not.
     module.def(
         "scratch_bytes",
-        [](std::uint64_t columns, bool planes, bool transposed) {
-            if (!planes || columns == 0) return pipeline::Scratch::bytes();
+        [](std::uint64_t columns, bool whole_rows, bool wide) {
+            if (!whole_rows || columns == 0) return pipeline::Scratch::bytes();
             const pipeline::Tiling tiling(
                 std::uint64_t{1} << 32, columns, codecs::k_row_step,
-                transposed ? pipeline::k_transposed_tile_values : pipeline::k_tile_values);
+                wide ? pipeline::k_transposed_tile_values : pipeline::k_tile_values);
             // Elements and pieces of planes beside it: less than half as much.
             return pipeline::Scratch::bytes(tiling.most_values()) * 3 / 2;
         },
-        py::arg("columns"), py::arg("planes"), py::arg("transposed"));
+        py::arg("columns"), py::arg("whole_rows"), py::arg("wide"));
 }
 
 }  // namespace phiquant::bindings

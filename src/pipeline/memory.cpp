@@ -7,6 +7,7 @@
 
 #include "base/workers.hpp"
 #include "kernels/dispatch.hpp"
+#include "pipeline/plane_runs.hpp"
 #include "pipeline/stages.hpp"
 #include "pipeline/tiles.hpp"
 
@@ -91,20 +92,6 @@ Tiling planes_tiling(const codecs::Codec& codec, std::uint64_t rows, std::uint64
             codec.by_columns() ? k_transposed_tile_values : k_tile_values};
 }
 
-// Calls copy(in the plane, in the piece, bytes) for every run of a tile's piece of a plane.
-template <class Copy>
-void for_each_run(const codecs::Plane& plane, const Tile& tile, const Copy& copy) {
-    if (!plane.transposed) {
-        copy(tile.row / plane.rows_per_line * plane.line_bits / 8, 0,
-             piece_bytes(plane, tile.rows));
-        return;
-    }
-    const std::uint64_t run = tile.rows * plane.bits / 8;
-    for (std::uint64_t line = 0; line < plane.lines; ++line) {
-        copy(line * plane.line_bits / 8 + tile.row * plane.bits / 8, line * run, run);
-    }
-}
-
 // The pieces of a tile, where they stand or (lines apart) gathered in the scratch.
 PlanePieces gather_pieces(const codecs::Planes& planes, const std::vector<const std::byte*>& from,
                           const Tile& tile, Scratch& scratch) {
@@ -115,7 +102,7 @@ PlanePieces gather_pieces(const codecs::Planes& planes, const std::vector<const 
     for (std::size_t i = 0; i < planes.size(); ++i) {
         const std::uint64_t bytes = piece_bytes(planes[i], tile.rows);
         pieces[i] = {room, bytes};
-        for_each_run(planes[i], tile,
+        for_each_run(planes[i], tile.row, tile.rows,
                      [&](std::uint64_t there, std::uint64_t here, std::uint64_t count) {
                          if (planes[i].transposed) {
                              std::memcpy(room + here, from[i] + there, count);
@@ -163,7 +150,7 @@ void encode_planes(const RowView& from, const codecs::Codec& to, const Encoding&
                           encode_planes(table, to, described, values, tile, how, scratch);
                       for (std::size_t i = 0; i < described.size(); ++i) {
                           for_each_run(
-                              described[i], tile,
+                              described[i], tile.row, tile.rows,
                               [&](std::uint64_t there, std::uint64_t here, std::uint64_t count) {
                                   std::memcpy(planes[i] + there, pieces[i].data() + here, count);
                               });

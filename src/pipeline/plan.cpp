@@ -6,6 +6,7 @@
 
 #include "base/checked.hpp"
 #include "base/error.hpp"
+#include "codecs/moving.hpp"
 #include "codecs/planes.hpp"
 #include "pipeline/tiles.hpp"
 
@@ -34,18 +35,82 @@ std::uint64_t byte_count(const codecs::Codec& codec, std::uint64_t rows, std::ui
     return *bytes;
 }
 
-void check_importance(const Plan& plan, const PlannedTensor& tensor, const PlannedOutput& output) {
-    if (output.importance < 0) return;
-    const auto index = static_cast<std::uint64_t>(output.importance);
-    if (index >= plan.importances.size()) broken(tensor.name, "there is no such importance");
-    if (plan.importances[index].size() != tensor.columns) {
-        broken(tensor.name, "its importance has another number of columns");
+void check_vector(const Plan& plan, const PlannedTensor& tensor, std::int64_t index,
+                  std::uint64_t length) {
+    if (index < 0) return;
+    const auto at = static_cast<std::uint64_t>(index);
+    if (at >= plan.vectors.size()) broken(tensor.name, "there is no such vector");
+    if (plan.vectors[at].size() != length) {
+        broken(tensor.name, "its importance or scale is of another length");
     }
+}
+
+void check_importance(const Plan& plan, const PlannedTensor& tensor, const PlannedOutput& output) {
+    check_vector(plan, tensor, output.importance, tensor.columns);
+    if (output.importance < 0) return;
     // With importance some codecs look at whole rows, and only shorter ones stay in one tile.
     if (tensor.columns > k_tile_values) {
         throw Error(ErrorKind::unsupported, {}, tensor.name,
                     "rows of more than " + std::to_string(k_tile_values) +
                         " columns are not quantized with importance");
+    }
+}
+
+void check_transforms(const Plan& plan, const PlannedTensor& tensor, const PlannedOutput& output) {
+    check_vector(plan, tensor, output.column_scale, tensor.columns);
+    check_vector(plan, tensor, output.row_scale, output.rows);
+    if (output.scaled_in != nullptr && output.scaled_in->grid != codecs::Grid::floating) {
+        broken(tensor.name, "its scaled values are rounded to no plain float");
+    }
+    if (output.via == nullptr) return;
+    if (output.best || output.importance >= 0 || output.is_scaled()) {
+        broken(tensor.name, "codes that are moved are neither searched for nor scaled");
+    }
+    if (!codecs::has_elements(*output.via, tensor.columns) ||
+        !codecs::has_elements(*output.codec, tensor.columns)) {
+        broken(tensor.name, "its codes cannot be moved");
+    }
+}
+
+void check_source(const Plan& plan, const PlannedTensor& tensor, const SourcePart& part) {
+    const auto inside = [&](const SourcePlane& plane, std::uint64_t bytes) {
+        if (plane.source >= plan.sources.size()) broken(tensor.name, "there is no such source");
+        const auto end = try_add(plane.offset, bytes);
+        if (!end || *end > plan.sources[plane.source].size()) {
+            broken(tensor.name, "it ends past its source file");
+        }
+    };
+    if (part.codec->layout == codecs::Layout::blocks) {
+        if (part.planes.size() != 1) broken(tensor.name, "its source has one plane");
+        inside(part.planes[0], byte_count(*part.codec, part.rows, tensor.columns, tensor.name));
+        return;
+    }
+    if (part.rows == 0 || tensor.columns == 0) broken(tensor.name, "it is empty");
+    if (tensor.columns > k_tile_values) {
+        throw Error(ErrorKind::unsupported, {}, tensor.name,
+                    "rows of more than " + std::to_string(k_tile_values) +
+                        " columns are not read from planes");
+    }
+    const codecs::Planes planes = codecs::planes_of(*part.codec, part.rows, tensor.columns);
+    if (part.planes.size() != planes.size()) broken(tensor.name, "a source plane has no place");
+    for (std::size_t i = 0; i < planes.size(); ++i) inside(part.planes[i], planes[i].bytes());
+}
+
+// Every output's rows must begin a byte in the source, too.
+void check_cuts(const PlannedTensor& tensor, const SourcePart& part, std::uint64_t begin) {
+    if (part.codec->layout == codecs::Layout::blocks) return;
+    const codecs::Planes planes = codecs::planes_of(*part.codec, part.rows, tensor.columns);
+    const auto cut = [&](std::uint64_t row) {
+        if (row <= begin || row >= begin + part.rows) return;
+        for (const codecs::Plane& plane : planes) {
+            if (!plane.begins_byte(row - begin)) {
+                broken(tensor.name, "its source's rows are cut within a byte");
+            }
+        }
+    };
+    for (const PlannedOutput& output : tensor.outputs) {
+        cut(output.first_row);
+        cut(output.first_row + output.rows);
     }
 }
 
@@ -105,18 +170,14 @@ void check(const Plan& plan) {
     for (const PlannedTensor& tensor : plan.tensors) {
         std::uint64_t rows = 0;
         for (const SourcePart& part : tensor.parts) {
-            if (part.source >= plan.sources.size()) broken(tensor.name, "there is no such source");
-            const std::uint64_t bytes =
-                byte_count(*part.codec, part.rows, tensor.columns, tensor.name);
-            const auto end = try_add(part.offset, bytes);
-            if (!end || *end > plan.sources[part.source].identity.size) {
-                broken(tensor.name, "it ends past its source file");
-            }
+            check_source(plan, tensor, part);
+            check_cuts(tensor, part, rows);
             rows = checked_add(rows, part.rows);
         }
         if (rows == 0) broken(tensor.name, "it has no rows");
         for (const PlannedOutput& output : tensor.outputs) {
             check_importance(plan, tensor, output);
+            check_transforms(plan, tensor, output);
             for (const auto& [plane, bytes] : planes_of(tensor, output, rows)) {
                 write(plane.file, plane.offset, bytes, tensor.name);
             }

@@ -12,18 +12,26 @@
 
 namespace phiquant::pipeline {
 
-/// A source file as the planner saw it; if it is another one now, the run stops.
+/// Where weights are read: a file as the planner saw it (if it is another one now, the run stops),
+/// or memory that its owner leaves as it is while the run lasts.
 struct PlannedSource {
-    std::string path;
+    std::string path;  ///< of memory: what messages call it
     io::FileIdentity identity;
+    const std::byte* memory = nullptr;
+    [[nodiscard]] std::uint64_t size() const noexcept { return identity.size; }
 };
 
-/// Rows that stand contiguously in a source, in any codec that phiquant decodes.
-struct SourcePart {
+/// Where one plane of a source matrix begins.
+struct SourcePlane {
     std::uint32_t source;  ///< index into Plan::sources
+    std::uint64_t offset;  ///< of the plane's first byte
+};
+
+/// Rows that stand together in a source, in any codec that phiquant decodes.
+struct SourcePart {
     const codecs::Codec* codec;
-    std::uint64_t offset;  ///< of the first row's first byte
     std::uint64_t rows;
+    std::vector<SourcePlane> planes;  ///< as many as the codec has, in its order
 };
 
 /// Where one plane of an encoding goes.
@@ -37,8 +45,18 @@ struct PlannedOutput {
     const codecs::Codec* codec;
     std::vector<PlannedPlane> planes;  ///< as many as the codec has, in its order
     std::uint64_t first_row, rows;
-    std::int64_t importance = -1;  ///< index into Plan::importances, or none
+    std::int64_t importance = -1;  ///< of the columns: index into Plan::vectors, or none
     bool best = false;             ///< by the search of quality "best", which the codec must have
+    /// What each column and each row is multiplied by before it is encoded: indexes into
+    /// Plan::vectors, or none. Products are rounded to the plain float `scaled_in`.
+    std::int64_t column_scale = -1, row_scale = -1;
+    const codecs::Codec* scaled_in = nullptr;
+    /// Whose codes, scales and zero points are packed, or null for the codec's own: those that the
+    /// source holds already where it is in that codec, else those that its rule finds. Every value
+    /// is then compared with what that codec holds.
+    const codecs::Codec* via = nullptr;
+
+    [[nodiscard]] bool is_scaled() const noexcept { return column_scale >= 0 || row_scale >= 0; }
 };
 
 /// A matrix (a vector is one row): the parts' rows, one after the other, for all its outputs. Each
@@ -74,14 +92,12 @@ struct Plan {
     std::vector<PlannedTensor> tensors;
     std::vector<PlannedFile> files;
     std::vector<PlannedFolder> folders;
-    /// Weights of columns: what an importance matrix holds for one tensor.
-    std::vector<std::vector<float>> importances;
+    /// One number a column or a row: importances, scales.
+    std::vector<std::vector<float>> vectors;
 
-    /// One weight a column for an output, or null.
-    [[nodiscard]] const float* importance(const PlannedOutput& output) const noexcept {
-        return output.importance < 0
-                   ? nullptr
-                   : importances[static_cast<std::size_t>(output.importance)].data();
+    /// A vector that an output names, or null for none.
+    [[nodiscard]] const float* vector(std::int64_t index) const noexcept {
+        return index < 0 ? nullptr : vectors[static_cast<std::size_t>(index)].data();
     }
 };
 

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "base/error.hpp"
+#include "codecs/moving.hpp"
 
 namespace phiquant::pipeline {
 namespace {
@@ -48,6 +49,8 @@ std::uint64_t find_lost(const codecs::Codec& codec, std::uint64_t block, const f
     return count;
 }
 
+}  // namespace
+
 void refuse_lost(const codecs::Codec& codec, std::uint64_t block, const float* values,
                  const float* decoded, const Tile& at, std::uint64_t first) {
     const std::uint64_t count = at.values();
@@ -59,31 +62,41 @@ void refuse_lost(const codecs::Codec& codec, std::uint64_t block, const float* v
                 "Choose a codec with a larger range for this tensor: bf16 or f32.");
 }
 
-}  // namespace
-
 Scratch::Scratch(std::uint64_t values)
     : source_(new std::byte[4 * values]),
       codes_(new std::byte[4 * values]),
       values_(new float[values]),
       decoded_(new float[values]) {}
 
-codecs::Elements Scratch::elements(const codecs::Codec& codec, std::uint64_t rows,
-                                   std::uint64_t columns) {
-    const std::uint64_t groups = rows * codec.affine.groups_of(columns);
-    const std::uint64_t codes = groups * codec.affine.group_of(columns);
-    if (element_codes_.size() < codes) element_codes_.resize(codes);
-    if (element_parameters_.size() < 2 * groups) element_parameters_.resize(2 * groups);
-    return {element_codes_.data(), element_parameters_.data(), element_parameters_.data() + groups};
-}
-
-std::byte* Scratch::pieces(std::uint64_t bytes) {
-    if (pieces_.size() < bytes) pieces_.resize(bytes);
-    return pieces_.data();
+codecs::Elements ElementRoom::of(const codecs::Codec& codec, std::uint64_t rows,
+                                 std::uint64_t columns) {
+    const codecs::Affine& grid = codecs::grid_of(codec);
+    const std::uint64_t groups = rows * grid.groups_of(columns);
+    const std::uint64_t codes = groups * grid.group_of(columns);
+    if (codes_.size() < codes) codes_.resize(codes);
+    if (parameters_.size() < 2 * groups) parameters_.resize(2 * groups);
+    return {codes_.data(), parameters_.data(), parameters_.data() + groups};
 }
 
 void decode(const kernels::Table& table, const codecs::Codec& codec, const std::byte* blocks,
             std::uint64_t values, float* out) noexcept {
     (table.*codec.kernel).decode(&blocks, values, out);
+}
+
+void scale(const Tile& tile, const float* columns, const float* rows, const float* values,
+           float* out) noexcept {
+    for (std::uint64_t row = 0; row < tile.rows; ++row) {
+        const float by = rows == nullptr ? 1.0f : rows[row];
+        const float* from = values + row * tile.columns;
+        float* to = out + row * tile.columns;
+        if (columns == nullptr) {
+            for (std::uint64_t i = 0; i < tile.columns; ++i) to[i] = from[i] * by;
+        } else if (rows == nullptr) {
+            for (std::uint64_t i = 0; i < tile.columns; ++i) to[i] = from[i] * columns[i];
+        } else {
+            for (std::uint64_t i = 0; i < tile.columns; ++i) to[i] = from[i] * columns[i] * by;
+        }
+    }
 }
 
 void check_finite(const kernels::Table& table, const float* values, const Tile& at) {
@@ -116,41 +129,55 @@ void encode(const kernels::Table& table, const codecs::Codec& codec, const float
     refuse_lost(codec, codec.block_values, values, scratch.decoded(), at, large);
 }
 
+codecs::Elements fit(const kernels::Table& table, const codecs::Codec& codec, const float* values,
+                     const Tile& at, const Encoding& how, ElementRoom& room) {
+    const kernels::AffineKernel kernel = affine_kernel(table, codec);
+    const kernels::AffineEncode fit = how.best ? kernel.best : kernel.encode;
+    if (fit == nullptr) {
+        throw Error(ErrorKind::unsupported,
+                    std::string(codec.name) +
+                        (how.best ? " has no best quality" : " cannot be encoded yet"));
+    }
+    const codecs::Elements elements = room.of(codec, at.rows, at.columns);
+    const codecs::Affine& affine = codec.affine;
+    fit({affine.bits, affine.group_of(at.columns), affine.symmetric, affine.scale},
+        {values, at.rows, at.columns, how.importance},
+        {elements.codes, elements.scales, elements.zeros});
+    return elements;
+}
+
+PlanePieces pack(const codecs::Codec& codec, const codecs::Planes& planes,
+                 const codecs::Elements& elements, std::uint64_t rows, Scratch& scratch) {
+    std::uint64_t total = 0;
+    for (const codecs::Plane& plane : planes) total += piece_bytes(plane, rows);
+    std::byte* out = scratch.pieces(total);
+    PlanePieces pieces;
+    for (std::size_t i = 0; i < planes.size(); ++i) {
+        const std::uint64_t bytes = piece_bytes(planes[i], rows);
+        pack(codec, planes[i], elements, rows, out);
+        pieces[i] = {out, bytes};
+        out += bytes;
+    }
+    return pieces;
+}
+
 PlanePieces encode_planes(const kernels::Table& table, const codecs::Codec& codec,
                           const codecs::Planes& planes, const float* values, const Tile& at,
                           const Encoding& how, Scratch& scratch) {
     const std::uint64_t count = at.values();
     const std::uint64_t large = table.find_exceeding(values, count, codec.largest);
     if (large != count) check_finite(table, values, at);
-
-    std::uint64_t total = 0;
-    for (const codecs::Plane& plane : planes) total += piece_bytes(plane, at.rows);
-    std::byte* out = scratch.pieces(total);
     PlanePieces pieces;
     if (codec.is_affine()) {
-        const kernels::AffineKernel kernel = affine_kernel(table, codec);
-        const kernels::AffineEncode fit = how.best ? kernel.best : kernel.encode;
-        if (fit == nullptr) {
-            throw Error(ErrorKind::unsupported,
-                        std::string(codec.name) +
-                            (how.best ? " has no best quality" : " cannot be encoded yet"));
-        }
-        const codecs::Elements elements = scratch.elements(codec, at.rows, at.columns);
-        const codecs::Affine& affine = codec.affine;
-        fit({affine.bits, affine.group_of(at.columns), affine.symmetric, affine.scale},
-            {values, at.rows, at.columns, how.importance},
-            {elements.codes, elements.scales, elements.zeros});
-        for (std::size_t i = 0; i < planes.size(); ++i) {
-            const std::uint64_t bytes = piece_bytes(planes[i], at.rows);
-            pack(codec, planes[i], elements, at.rows, out);
-            pieces[i] = {out, bytes};
-            out += bytes;
-        }
+        const codecs::Elements elements = fit(table, codec, values, at, how, scratch.elements());
+        pieces = pack(codec, planes, elements, at.rows, scratch);
     } else {
+        const std::uint64_t bytes = piece_bytes(planes[0], at.rows);
+        std::byte* out = scratch.pieces(bytes);
         std::byte* plain = scratch.codes();
         (table.*codec.kernel).encode({values, at.rows, at.columns, nullptr}, &plain);
         codecs::transpose(plain, at.rows, at.columns, codec.block_bytes, out);
-        pieces[0] = {out, total};
+        pieces[0] = {out, bytes};
     }
     if (large == count) return pieces;
     decode_planes(table, codec, planes, pieces, at.rows, at.columns, scratch, scratch.decoded());
@@ -170,7 +197,7 @@ void decode_planes(const kernels::Table& table, const codecs::Codec& codec,
         decode(table, codec, plain, rows * columns, out);
         return;
     }
-    const codecs::Elements elements = scratch.elements(codec, rows, columns);
+    const codecs::Elements elements = scratch.elements().of(codec, rows, columns);
     for (std::size_t i = 0; i < planes.size(); ++i) {
         unpack(codec, planes[i], pieces[i].data(), rows, elements);
     }

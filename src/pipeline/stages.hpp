@@ -14,6 +14,18 @@
 
 namespace phiquant::pipeline {
 
+/// Room for codes, scales and zero points, which grows as it must.
+class ElementRoom {
+public:
+    /// For so many rows of a codec that has elements.
+    [[nodiscard]] codecs::Elements of(const codecs::Codec& codec, std::uint64_t rows,
+                                      std::uint64_t columns);
+
+private:
+    std::vector<std::uint8_t> codes_;
+    std::vector<float> parameters_;
+};
+
 /// Memory for one worker's tile: source bytes, float32 values, codes, values decoded again.
 class Scratch {
 public:
@@ -24,12 +36,18 @@ public:
     [[nodiscard]] std::byte* codes() noexcept { return codes_.get(); }
     [[nodiscard]] float* decoded() noexcept { return decoded_.get(); }
 
-    /// Room for codes, scales and zero points of so many rows; for a codec with planes.
-    [[nodiscard]] codecs::Elements elements(const codecs::Codec& codec, std::uint64_t rows,
-                                            std::uint64_t columns);
+    /// Room for elements; `moved` is that for the same in another codec.
+    [[nodiscard]] ElementRoom& elements() noexcept { return elements_; }
+    [[nodiscard]] ElementRoom& moved() noexcept { return moved_; }
 
-    /// Room for the pieces of all planes, one after the other.
-    [[nodiscard]] std::byte* pieces(std::uint64_t bytes);
+    /// Room for the pieces of all planes that are written, one after the other.
+    [[nodiscard]] std::byte* pieces(std::uint64_t bytes) { return room(pieces_, bytes); }
+    /// And of those that were read.
+    [[nodiscard]] std::byte* source_pieces(std::uint64_t bytes) {
+        return room(source_pieces_, bytes);
+    }
+    /// Room for the values that an output takes instead of the source's.
+    [[nodiscard]] float* changed(std::uint64_t values) { return room(changed_, values); }
 
     /// Bytes of one worker's scratch for tiles of `values` values, at most.
     static constexpr std::uint64_t bytes(std::uint64_t values = k_tile_values) noexcept {
@@ -37,12 +55,18 @@ public:
     }
 
 private:
+    template <class Item>
+    static Item* room(std::vector<Item>& items, std::uint64_t count) {
+        if (items.size() < count) items.resize(count);
+        return items.data();
+    }
+
     // Uninitialized on purpose: pages that a tile never reaches are never touched.
     std::unique_ptr<std::byte[]> source_, codes_;
     std::unique_ptr<float[]> values_, decoded_;
-    std::vector<std::uint8_t> element_codes_;
-    std::vector<float> element_parameters_;
-    std::vector<std::byte> pieces_;
+    ElementRoom elements_, moved_;
+    std::vector<std::byte> pieces_, source_pieces_;
+    std::vector<float> changed_;
 };
 
 /// Squared error of an encoding and the squared sum of what was encoded.
@@ -54,6 +78,10 @@ struct ErrorSums {
                                                std::uint64_t values) noexcept {
     return values / codec.block_values * codec.block_bytes;
 }
+
+/// Multiply a tile's columns and rows by their scales; null for none. Both begin at the tile's.
+void scale(const Tile& tile, const float* columns, const float* rows, const float* values,
+           float* out) noexcept;
 
 /// Decode one plane's blocks.
 void decode(const kernels::Table& table, const codecs::Codec& codec, const std::byte* blocks,
@@ -70,6 +98,12 @@ struct Encoding {
 void encode(const kernels::Table& table, const codecs::Codec& codec, const float* values,
             const Tile& at, const Encoding& how, std::byte* blocks, Scratch& scratch);
 
+/// Codes, scales and zero points by the codec's rule. Throws as encode() does for values that are
+/// not finite, and Error(unsupported) where the rule is not built.
+[[nodiscard]] codecs::Elements fit(const kernels::Table& table, const codecs::Codec& codec,
+                                   const float* values, const Tile& at, const Encoding& how,
+                                   ElementRoom& room);
+
 /// A plane's bytes for one tile.
 using PlanePieces = std::array<std::span<const std::byte>, 3>;
 
@@ -84,8 +118,18 @@ void decode_planes(const kernels::Table& table, const codecs::Codec& codec,
                    const codecs::Planes& planes, const PlanePieces& pieces, std::uint64_t rows,
                    std::uint64_t columns, Scratch& scratch, float* out);
 
+/// Pack elements into the pieces of all planes, which stand in the scratch.
+[[nodiscard]] PlanePieces pack(const codecs::Codec& codec, const codecs::Planes& planes,
+                               const codecs::Elements& elements, std::uint64_t rows,
+                               Scratch& scratch);
+
 /// Throws Error(value) when a value is NaN or infinite.
 void check_finite(const kernels::Table& table, const float* values, const Tile& at);
+
+/// Throws Error(value) where one of the values from `first` on did not survive: beyond the codec's
+/// range, they come back as something else.
+void refuse_lost(const codecs::Codec& codec, std::uint64_t block, const float* values,
+                 const float* decoded, const Tile& at, std::uint64_t first);
 
 /// Sums for the report, always in the same order.
 [[nodiscard]] ErrorSums error_sums(const kernels::Table& table, const float* values,
