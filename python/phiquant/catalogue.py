@@ -12,7 +12,9 @@ from phiquant.onnx import nbytes_of
 from phiquant.recipes import hf, mlx
 from phiquant.recipes.llama_quantize import assign, needs_importance
 from phiquant.targets import onnx_options
-from phiquant.targets.names import GGUF_PRESETS, PRESETS, Target
+from phiquant.targets.hf import parse_options as hf_options
+from phiquant.targets.mlx import parse_options as mlx_options
+from phiquant.targets.names import PRESETS, Target
 from phiquant.targets.onnx_graph import model_graph
 from phiquant.targets.openvino_options import settings_of
 
@@ -148,71 +150,94 @@ class TargetFacts:
     example_bytes: int
 
 
+_ABOUT = {
+    "gguf": _PRESETS,
+    "onnx": _ONNX_PRESETS,
+    "openvino": _OPENVINO_PRESETS,
+    "mlx": _MLX_PRESETS,
+    "hf": _HF_PRESETS,
+}
+
+
 def all_targets() -> tuple[TargetFacts, ...]:
     """Every target of this version, the most exact first."""
     spec = spec_from_config(_EXAMPLE_CONFIG)
     rows = []
-    for preset in GGUF_PRESETS:
-        codecs = assign(spec, preset, importance=_needs_importance(spec, preset)).codecs
-        size = sum(
-            find_codec(codecs[t.source]).bytes_of(math.prod(t.shape[:-1]), t.shape[-1])
-            for t in spec.tensors
-        )
-        bits = round(8 * size / spec.parameters, 3)
-        rows.append(TargetFacts(f"gguf:{preset}", _PRESETS.get(preset, ""), bits, size))
-    rows += [_onnx(spec, preset) for preset in PRESETS["onnx"]]
-    rows += [_openvino(spec, preset) for preset in PRESETS["openvino"]]
-    rows += [_mlx(spec, preset) for preset in PRESETS["mlx"]]
-    rows += [_hf(spec, preset) for preset in PRESETS["hf"]]
+    for kind, presets in PRESETS.items():
+        for preset in presets:
+            size = weights_bytes(spec, Target(kind, preset))
+            bits = round(8 * size / spec.parameters, 3)
+            about = _ABOUT[kind].get(preset, "")
+            rows.append(TargetFacts(f"{kind}:{preset}", about, bits, size))
     return tuple(sorted(rows, key=lambda row: -row.example_bytes))
 
 
-def _onnx(spec: ModelSpec, preset: str) -> TargetFacts:
-    settings = onnx_options.settings_of(Target("onnx", preset))
+def weights_bytes(spec: ModelSpec, target: Target) -> int:
+    """Bytes of a model's tensors in a target; headers, tokenizers and rope tables not counted.
+
+    Raises
+    ------
+    phiquant.UsageError
+        Options that make no sense, or a group that does not fit the model.
+    """
+    of = {"gguf": _gguf, "onnx": _onnx, "openvino": _openvino, "mlx": _mlx, "hf": _hf}
+    return of[target.format](spec, target)
+
+
+def _gguf(spec: ModelSpec, target: Target) -> int:
+    codecs = assign(spec, target.preset, importance=_needs_importance(spec, target.preset)).codecs
+    return sum(
+        find_codec(codecs[t.source]).bytes_of(math.prod(t.shape[:-1]), t.shape[-1])
+        for t in spec.tensors
+    )
+
+
+def _onnx(spec: ModelSpec, target: Target) -> int:
+    settings = onnx_options.settings_of(target)
     ranges = {tensor.source: (0.0, 1.0) for tensor in spec.tensors}  # of no size, whatever they are
     made = model_graph(spec, settings, onnx_options.grids_of(spec, settings), ranges)
-    size = sum(nbytes_of(item.dtype, item.shape) for item in made.stored if item.source)
-    bits = round(8 * size / spec.parameters, 3)
-    return TargetFacts(f"onnx:{preset}", _ONNX_PRESETS[preset], bits, size)
+    return sum(nbytes_of(item.dtype, item.shape) for item in made.stored if item.source)
 
 
-def _mlx(spec: ModelSpec, preset: str) -> TargetFacts:
-    packings = mlx.assign(spec, preset).packings
+def _mlx(spec: ModelSpec, target: Target) -> int:
+    options = mlx_options(target, "bfloat16")
+    packings = mlx.assign(spec, target.preset, group=options.group).packings
+    plain = {"fp32": "f32", "fp16": "f16"}.get(options.dtype, "bf16")
     size = 0
     for tensor in spec.tensors:
         packing = packings.get(tensor.source)
         if packing is None:
-            size += 2 * tensor.elements
+            size += find_codec(plain).bytes_of(1, tensor.elements)
         else:
-            size += sum(p.nbytes for p in find_codec(packing.codec("bf16")).planes(*tensor.shape))
-    bits = round(8 * size / spec.parameters, 3)
-    return TargetFacts(f"mlx:{preset}", _MLX_PRESETS[preset], bits, size)
+            size += sum(p.nbytes for p in find_codec(packing.codec(plain)).planes(*tensor.shape))
+    return size
 
 
-def _hf(spec: ModelSpec, preset: str) -> TargetFacts:
-    schemes = hf.assign(spec, preset).schemes
-    plain = hf.FLOATS[preset if preset in hf.FLOATS else "bf16"][0]
+def _hf(spec: ModelSpec, target: Target) -> int:
+    options = hf_options(target, spec)
+    schemes = hf.assign(
+        spec, target.preset, group=options.group, symmetric=options.symmetric
+    ).schemes
+    plain = hf.FLOATS[options.dtype][0]
     size = 0
     for tensor in spec.tensors:
         scheme = schemes.get(tensor.source)
         if scheme is None:
             size += find_codec(plain).bytes_of(1, tensor.elements)
         else:
-            size += sum(p.nbytes for p in find_codec(scheme.codec("bf16")).planes(*tensor.shape))
-    bits = round(8 * size / spec.parameters, 3)
-    return TargetFacts(f"hf:{preset}", _HF_PRESETS[preset], bits, size)
+            size += sum(p.nbytes for p in find_codec(scheme.codec(plain)).planes(*tensor.shape))
+    return size
 
 
-def _openvino(spec: ModelSpec, preset: str) -> TargetFacts:
-    settings = settings_of(Target("openvino", preset), spec)
+def _openvino(spec: ModelSpec, target: Target) -> int:
+    settings = settings_of(target, spec)
     size = 0
     for tensor in spec.tensors:
         codec = find_codec(settings.encoding(tensor).codec)
         rows, columns = math.prod(tensor.shape[:-1]), tensor.shape[-1]
         planes = codec.planes(rows, columns)
         size += sum(p.nbytes for p in planes) if planes else codec.bytes_of(rows, columns)
-    bits = round(8 * size / spec.parameters, 3)
-    return TargetFacts(f"openvino:{preset}", _OPENVINO_PRESETS[preset], bits, size)
+    return size
 
 
 def _needs_importance(spec: ModelSpec, preset: str) -> bool:
