@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,27 @@ class Report:
         """The report as plain data."""
         return asdict(self)
 
+    def to_html(self, *, samples: int = 6) -> str:
+        """The report as one self-contained HTML page, without scripts or requests.
+
+        Sizes, times, the error of each tensor by layer and module, where the bytes go, and weights
+        against the levels that they were rounded to. For these some rows are read again from the
+        source and the results, which takes seconds; where they have moved, the page says so.
+
+        Parameters
+        ----------
+        samples : int
+            Matrices of each result to draw weights of; 0 reads no file.
+        """
+        from phiquant.pages.report_page import report_page
+
+        return report_page(self, samples)
+
+    def _repr_html_(self) -> str:
+        from phiquant.pages.report_page import report_display
+
+        return report_display(self)
+
     def __str__(self) -> str:
         lines = []
         for result in dict.fromkeys(file.result for file in self.files):
@@ -123,7 +145,7 @@ class Report:
                     codec,
                     str(sum(t.weights > 0 for t in members)),
                     bytes_text(sum(t.nbytes for t in members)),
-                    f"{_mean_error(members):.3%}",
+                    f"{mean_error(members):.3%}",
                 )
                 for codec, members in codecs.items()
             ]
@@ -142,7 +164,7 @@ class Report:
     __repr__ = __str__
 
 
-def _mean_error(tensors: list[TensorReport]) -> float:
+def mean_error(tensors: Sequence[TensorReport]) -> float:
     """Root mean square over tensors, weighted by their weights."""
     total = sum(t.weights * t.relative_error**2 for t in tensors)
     return math.sqrt(total / max(1, sum(t.weights for t in tensors)))

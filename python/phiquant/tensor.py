@@ -189,6 +189,11 @@ class QuantizedTensor:
             signal += float(np.dot(part.ravel(), part.ravel()))
         return float(np.sqrt(error / signal)) if signal else float(np.sqrt(error))
 
+    def _repr_html_(self) -> str:
+        from phiquant.pages.tensor_display import tensor_display
+
+        return tensor_display(self)
+
     def __repr__(self) -> str:
         return (
             f"QuantizedTensor({self.codec.name}, shape={self.shape}, {self.nbytes} bytes, "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from phiquant.cli.entry import Interrupted
+from phiquant.cli.html import html_option, put_page
 from phiquant.cli.options import (
     SETTINGS,
     Command,
@@ -23,6 +24,7 @@ from phiquant.cli.options import (
 from phiquant.cli.plan import Wishes, make_plan, show_plan
 from phiquant.cli.progress import watcher
 from phiquant.cli.terminal import Words, put_json, put_path
+from phiquant.errors import UsageError
 
 if TYPE_CHECKING:
     from phiquant.report import Report
@@ -46,6 +48,9 @@ Examples:
     help="Hash the whole files, which reads them once more.",
 )
 @option("--dry-run", section="How to run", is_flag=True, help="Print the plan and write nothing.")
+@html_option(
+    "Words", "sizes, times, errors of all tensors, where the bytes go, weights against their codes"
+)
 @json_option
 @quiet_option
 def command(
@@ -56,6 +61,7 @@ def command(
     threads: int | None,
     sha256: bool,
     dry_run: bool,
+    page: Path | None,
     as_json: bool,
     quiet: bool,
     **wishes: Any,
@@ -65,6 +71,8 @@ def command(
     SRC is a folder of Hugging Face's kind, a GGUF file, or a hub id (owner/name[@revision]), which
     is downloaded first. The results' paths go to stdout, one a line.
     """
+    if page and dry_run:
+        raise UsageError("--html shows what was written, and --dry-run writes nothing")
     words = Words(quiet)
     if quiet:
         _hush()
@@ -90,6 +98,8 @@ def command(
         done = [str(path) for path in outputs if _identity(path) != before[path]]
         what = f"{', '.join(done)} had been written" if done else "nothing was written"
         raise Interrupted(what) from None
+    if page:
+        put_page(page, report.to_html(), words)
     if as_json:
         put_json(report.to_json())
         return

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 
 from phiquant.cli.commands import local
 from phiquant.cli.entry import GOES_ON, Interrupted
+from phiquant.cli.html import html_option, put_page
 from phiquant.cli.options import (
     SETTINGS,
     Command,
@@ -82,6 +84,9 @@ GATE_MISSED = 5
     type=click.FloatRange(0, 1),
     help="Smallest share of tokens with SRC's most likely token, such as 0.95.",
 )
+@html_option(
+    "Words", "size against divergence, errors of all tensors, weights against their codes"
+)
 @workers_option
 @cache_option
 @json_option
@@ -97,6 +102,7 @@ def command(
     max_kld: float | None,
     max_perplexity_ratio: float | None,
     min_top1: float | None,
+    page: Path | None,
     threads: int | None,
     cache: bool,
     as_json: bool,
@@ -135,6 +141,8 @@ def command(
         if store and store.kept - {DIGESTS}:
             raise Interrupted(GOES_ON) from None
         raise
+    if page:
+        put_page(page, result.to_html(), words)
     missed = Gates(max_kld, max_perplexity_ratio, min_top1).missed(result)
     facts = result.to_json()
     for model, score in zip(models, facts.pop("models"), strict=True):

@@ -176,7 +176,7 @@ def compare(
         A file is damaged; or formats differ, and one is no model that phiquant knows.
     """
     one, other = (x if isinstance(x, Checkpoint) else open_checkpoint(x) for x in (a, b))
-    pairs = _pairs(one, other)
+    pairs = corresponding_tensors(one, other)
     if not pairs:
         raise UsageError(f"{one.path} and {other.path} have no tensor in common")
     for first, second in pairs.items():
@@ -218,8 +218,14 @@ def compare(
     )
 
 
-def _pairs(a: Checkpoint, b: Checkpoint) -> dict[str, str]:
-    """Names in A, and what they are in B."""
+def corresponding_tensors(a: Checkpoint, b: Checkpoint) -> dict[str, str]:
+    """Names in A, and what they are in B: in two files of one format the same name.
+
+    Raises
+    ------
+    phiquant.FormatError, phiquant.UnsupportedError
+        Formats differ, and one is no model that phiquant knows.
+    """
     if a.format == b.format:
         return {name: name for name in a if name in b}
     names = {(tensor.role, tensor.layer): tensor.source for tensor in describe(b).tensors}

@@ -122,6 +122,28 @@ class Evaluation:
         models = facts.pop("scores")
         return facts | {"tokens": self.tokens, "models": models}
 
+    def to_html(self, *, samples: int = 6) -> str:
+        """All of it as one self-contained HTML page, without scripts or requests.
+
+        Size against divergence with the Pareto front, all numbers, and of each model the error of
+        its tensors by layer and module, where its bytes go, and weights against their levels. For
+        the latter some rows are read again from the source and the models, which takes seconds;
+        where they have moved, the page says so.
+
+        Parameters
+        ----------
+        samples : int
+            Matrices of each model to draw weights of; 0 reads no file, and shows the numbers only.
+        """
+        from phiquant.pages.evaluation_page import evaluation_page
+
+        return evaluation_page(self, samples)
+
+    def _repr_html_(self) -> str:
+        from phiquant.pages.evaluation_page import evaluation_display
+
+        return evaluation_display(self)
+
     def __str__(self) -> str:
         rows = [
             (
@@ -150,10 +172,10 @@ class Evaluation:
             f"{self.source_perplexity_error:.2g} ({self.scored} tokens scored in {self.windows} "
             f"windows of {self.context}, {text})\n"
             + table(head, rows, "l".ljust(len(head), "r"))
-            + "".join(f"\n{line}" for line in self._repeats())
+            + "".join(f"\n{line}" for line in self.repeats())
         )
 
-    def _repeats(self) -> list[str]:
+    def repeats(self) -> list[str]:
         """What the column of repetition means, and each loop that the source does not have."""
         if self.source_repetition is None:
             return []

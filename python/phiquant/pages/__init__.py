@@ -1,0 +1,1 @@
+"""Pages and notebook displays: one self-contained file each, without scripts or requests."""
