@@ -53,8 +53,21 @@ XSIMD_INLINE void find_parameters(float most, MlxParameters& found) noexcept {
     }
 }
 
-/// codes = clamp(round(place(i)), 0, most), halves to even. `place` gives batches; its scalar form
-/// serves what is left over, of groups that are no multiple of 32.
+/// codes[i] = clamp(round(place_one(i)), 0, most), halves to even, from `begin` on; NaN gives 0, as
+/// mlx's cast has it.
+template <class PlaceOne>
+XSIMD_INLINE void round_each(std::uint64_t begin, std::uint64_t count, float most,
+                             const PlaceOne& place_one, std::uint8_t* codes) noexcept {
+    for (std::uint64_t i = begin; i < count; ++i) {
+        float at = place_one(i);
+        at = at > 0.0f ? at : 0.0f;
+        at = at < most ? at : most;
+        codes[i] = static_cast<std::uint8_t>((at + k_magic) - k_magic);
+    }
+}
+
+/// codes = clamp(round(place(i)), 0, most), halves to even. `place` gives batches without NaN; its
+/// scalar form serves what is left over, of groups that are no multiple of 32.
 template <class Arch, class Place, class PlaceOne>
 XSIMD_INLINE void round_codes(std::uint64_t count, float most, const Place& place,
                               const PlaceOne& place_one, std::uint8_t* codes) noexcept {
@@ -75,12 +88,7 @@ XSIMD_INLINE void round_codes(std::uint64_t count, float most, const Place& plac
         for (std::uint64_t& word : bytes) word ^= back;
         std::memcpy(codes + i, bytes, sizeof(bytes));
     }
-    for (; i < count; ++i) {
-        float at = place_one(i);
-        at = at > 0.0f ? at : 0.0f;
-        at = at < most ? at : most;
-        codes[i] = static_cast<std::uint8_t>((at + k_magic) - k_magic);
-    }
+    round_each(i, count, most, place_one, codes);
 }
 
 template <class Arch, AffineScale type>
@@ -103,17 +111,21 @@ void encode_mlx_as(const AffineGrid& grid, const AffineRows& rows,
         for (std::size_t g = 0; g < here; ++g) {
             const float* values = rows.values + (first + g) * group;
             const float scale = found.scale[g], bias = found.bias[g];
+            std::uint8_t* codes = out.codes + (first + g) * group;
             const F32<Arch> step(scale), edge(bias);
-            round_codes<Arch>(
-                group, most,
-                [&](std::uint64_t i) noexcept {
-                    const auto value = of_type<Arch, type>(F32<Arch>::load_unaligned(values + i));
-                    return quotient<Arch>(value - edge, step);
-                },
-                [&](std::uint64_t i) noexcept {
-                    return (stored_scale(values[i], type) - bias) / scale;
-                },
-                out.codes + (first + g) * group);
+            const auto place = [&](std::uint64_t i) noexcept {
+                const auto value = of_type<Arch, type>(F32<Arch>::load_unaligned(values + i));
+                return quotient<Arch>(value - edge, step);
+            };
+            const auto place_one = [&](std::uint64_t i) noexcept {
+                return (stored_scale(values[i], type) - bias) / scale;
+            };
+            // Equal values beyond 3.4e31 have the scale 0, their edge over 1e-7 being infinite.
+            if (__builtin_fabsf(scale) > 0.0f && __builtin_isfinite(scale)) {
+                round_codes<Arch>(group, most, place, place_one, codes);
+            } else {
+                round_each(0, group, most, place_one, codes);
+            }
             out.scales[first + g] = stored_scale(scale, type);
             out.zeros[first + g] = stored_scale(bias, type);
         }

@@ -222,16 +222,22 @@ void best_mlx_as(const AffineGrid& grid, const AffineRows& rows, const AffineCod
             const float scale = found.scale[lane], bias = found.bias[lane];
             const float* values = rows.values + (first + lane) * group;
             const float inverse = 1.0f / scale;
+            std::uint8_t* codes = out.codes + (first + lane) * group;
             const F32<Arch> factor(inverse), edge(bias);
             // The search's own formula, so that its errors are those of these codes; also where the
             // rule's parameters are the best, whose codes come of parameters before rounding.
-            round_codes<Arch>(
-                group, most,
-                [&](std::uint64_t i) noexcept {
-                    return (F32<Arch>::load_unaligned(values + i) - edge) * factor;
-                },
-                [&](std::uint64_t i) noexcept { return (values[i] - bias) * inverse; },
-                out.codes + (first + lane) * group);
+            const auto place = [&](std::uint64_t i) noexcept {
+                return (F32<Arch>::load_unaligned(values + i) - edge) * factor;
+            };
+            const auto place_one = [&](std::uint64_t i) noexcept {
+                return (values[i] - bias) * inverse;
+            };
+            // As in encode_mlx_as: a scale of 0 makes NaN of the values at the edge.
+            if (__builtin_isfinite(inverse)) {
+                round_codes<Arch>(group, most, place, place_one, codes);
+            } else {
+                round_each(0, group, most, place_one, codes);
+            }
             out.scales[first + lane] = scale;
             out.zeros[first + lane] = bias;
         }
