@@ -25,6 +25,7 @@ _COMMANDS = {
     "formats": ("formats", "List targets and codecs."),
     "models": ("models", "List what was made on this machine, and look after it."),
     "cache": ("cache", "List the measurements that are kept, or remove them."),
+    "completion": ("completion", "Print what makes a shell complete these commands."),
     "doctor": ("doctor", "Look at this machine and this installation."),
 }
 

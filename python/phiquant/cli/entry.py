@@ -102,6 +102,8 @@ def _invoke(args: Sequence[str]) -> int:
     from phiquant.cli.commands import phiquant
 
     if "_PHIQUANT_COMPLETE" in os.environ:  # a shell asks what could stand here
+        from phiquant.cli import completion  # noqa: F401 - tells click how to answer bash
+
         phiquant.main(list(args), prog_name="phiquant")
     logging.basicConfig(format="phiquant: %(message)s", level=logging.WARNING)
     try:

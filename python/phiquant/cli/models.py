@@ -10,7 +10,7 @@ from click.shell_completion import CompletionItem
 
 from phiquant.cli.options import SETTINGS, Command, Group, json_option, option, quiet_option
 from phiquant.cli.shares import watcher
-from phiquant.cli.terminal import Words, heading, put, put_json, say_error
+from phiquant.cli.terminal import Words, heading, put, put_json, put_path, say_error
 
 _EXAMPLES = """\b
 Examples:
@@ -199,6 +199,71 @@ def forget(names: tuple[str, ...], as_json: bool, quiet: bool) -> None:
         put_json({"forgotten": [model.to_json() for model in models.values()]})
     for model in models.values():
         Words(quiet).say(f"forgotten: {model.id} ({model.path})")
+
+
+@command.command("ollama", cls=Command, context_settings=SETTINGS)
+@name_argument
+@option(
+    "--as",
+    "wanted",
+    section="Where to put it",
+    metavar="MODEL[:TAG]",
+    help="Its name in Ollama. Default: the file's.",
+)
+@option(
+    "--overwrite",
+    section="Where to put it",
+    is_flag=True,
+    help="Replace another model of that name.",
+)
+@option("--force", section="Where to put it", is_flag=True, help="Also a file that changed since.")
+@json_option
+@quiet_option
+def ollama(
+    name: str, wanted: str | None, overwrite: bool, force: bool, as_json: bool, quiet: bool
+) -> None:
+    """Put a GGUF into Ollama's store, as 'ollama create' does from its Modelfile.
+
+    The store is OLLAMA_MODELS, or ~/.ollama/models. The weights take no more room where it is on
+    the same disk: they are linked. Ollama need not run. NAME may also be a GGUF that was not
+    recorded.
+    """
+    from phiquant.measure.bar import Bar
+    from phiquant.registry.ollama import name_for
+    from phiquant.registry.ollama import put as put_into_ollama
+    from phiquant.registry.store import Registry
+
+    registry, path = Registry(), Path(name)
+    model = registry.at(path) if path.is_file() else registry.find(name)
+    if model is not None:
+        path = model.home / model.files[0].name
+    source = Path(model.facts["source"]["path"]) if model is not None else None
+    done = 0
+    total = path.stat().st_size if path.is_file() else 0
+    with Bar(
+        watcher(Words(quiet), "the bytes"), total, about="reading", unit="B", begin=0
+    ) as advance_to:
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            advance_to(done)
+
+        stored = put_into_ollama(
+            path,
+            wanted or name_for(path),
+            source=source,
+            crc32c=None if force or model is None else model.files[0].crc32c,
+            overwrite=overwrite,
+            progress=advance,
+        )
+    if as_json:
+        put_json(stored.to_json())
+        return
+    put_path(stored.manifest)
+    words = Words(quiet)
+    words.say(f"weights {stored.how}: {stored.blob}")
+    words.command("Run it", f"ollama run {stored.name}")
 
 
 def _day(seconds: float) -> str:

@@ -112,6 +112,48 @@ def find_license(folder: Path) -> str | None:
     return None
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What Ollama is told of a model beside its weights.
+
+    Attributes
+    ----------
+    template : str or None
+        In Go's template language. None where the chat format is not one of Phi's: Ollama then goes
+        by the template in the GGUF itself.
+    stops : tuple of str
+        What ends an answer; printable, and without blanks at its ends.
+    license_text : str or None
+    """
+
+    template: str | None
+    stops: tuple[str, ...]
+    license_text: str | None
+
+
+def parts_of(
+    *,
+    chat_template: str | None = None,
+    eos: Sequence[int] = (),
+    token_text: Callable[[int], str | None] = lambda token: None,
+    license_text: str | None = None,
+) -> Parts:
+    """What Ollama is told; the parameters are those of :func:`modelfile`."""
+    chat = chat_format(chat_template)
+    stops = [text for token in eos if (text := token_text(token))]
+    return Parts(
+        template=chat.template if chat else None,
+        # What is no printable line cannot be said in a Modelfile; such a token ends the text by its
+        # id all the same.
+        stops=tuple(
+            stop
+            for stop in dict.fromkeys([*stops, *(chat.stops if chat else ())])
+            if stop.isprintable() and stop.strip() == stop
+        ),
+        license_text=_plain(license_text) if license_text and license_text.strip() else None,
+    )
+
+
 def modelfile(
     gguf_name: str,
     *,
@@ -141,19 +183,17 @@ def modelfile(
     phiquant.UsageError
         A file name that a Modelfile cannot say.
     """
+    parts = parts_of(
+        chat_template=chat_template, eos=eos, token_text=token_text, license_text=license_text
+    )
     lines = [f"FROM {_from(gguf_name)}"]
-    chat = chat_format(chat_template)
-    if chat is not None:
-        lines.append(f"TEMPLATE {_quoted(chat.template)}")
-    stops = [text for token in eos if (text := token_text(token))]
-    for stop in dict.fromkeys([*stops, *(chat.stops if chat else ())]):
-        # What is no printable line cannot be said in one; such a token ends the text by its id all
-        # the same.
-        if stop.isprintable() and stop.strip() == stop:
-            quote = '"""' if '"' in stop else '"'
-            lines.append(f"PARAMETER stop {quote}{stop}{quote}")
-    if license_text and license_text.strip():
-        lines.append(f"LICENSE {_quoted(_plain(license_text))}")
+    if parts.template is not None:
+        lines.append(f"TEMPLATE {_quoted(parts.template)}")
+    for stop in parts.stops:
+        quote = '"""' if '"' in stop else '"'
+        lines.append(f"PARAMETER stop {quote}{stop}{quote}")
+    if parts.license_text is not None:
+        lines.append(f"LICENSE {_quoted(parts.license_text)}")
     return "\n".join(lines) + "\n"
 
 
