@@ -31,9 +31,12 @@ from phiquant.tokenizer import load as load_tokenizer
 
 
 def plan(
-    source: str | os.PathLike[str] | Checkpoint,
+    source: Any,
     to: str | Iterable[str],
     *,
+    tokenizer: Any = None,
+    config: Any = None,
+    name: str | None = None,
     quality: str = "reference",
     mix: MixName = "current",
     pure: bool = False,
@@ -49,10 +52,18 @@ def plan(
 
     Parameters
     ----------
-    source : str, path or Checkpoint
-        A Hugging Face folder, a GGUF file, or a hub id (``owner/name[@revision]``).
+    source : str, path, Checkpoint, transformers model or mapping of str to tensor
+        A Hugging Face folder, a GGUF file, or a hub id (``owner/name[@revision]``); or a model in
+        memory, or its state dict, whose tensors (torch, NumPy, JAX, mlx) are read in place.
     to : str or iterable of str
         Targets, as ``"gguf:q4_k_m"``; a bare llama-quantize name means GGUF.
+    tokenizer : tokenizer of transformers, or path of a folder that holds one
+        Of a model in memory.
+    config : config of transformers, mapping or path, optional
+        Of a state dict.
+    name : str, optional
+        What results of a model in memory are named after; by default the last part of what it was
+        loaded from.
     quality : "reference" or "best"
         The bits of the format's own tool; or scales searched for the least squared error.
     mix : "current" or "published"
@@ -102,9 +113,7 @@ def plan(
         importance_file="" if importance is None else os.fspath(importance),
         split_size=None if split_size is None else parse_size(split_size),
     )
-    checkpoint = (
-        source if isinstance(source, Checkpoint) else open_checkpoint(source, progress=progress)
-    )
+    checkpoint = _opened(source, progress, tokenizer=tokenizer, config=config, name=name)
     _check_overrides(overrides, targets)
     _check_options_of_gguf(
         targets,
@@ -124,10 +133,13 @@ def plan(
 
 
 def convert(
-    source: str | os.PathLike[str] | Checkpoint,
+    source: Any,
     to: str | Iterable[str],
     out: str | os.PathLike[str] | None = None,
     *,
+    tokenizer: Any = None,
+    config: Any = None,
+    name: str | None = None,
     quality: str = "reference",
     mix: MixName = "current",
     pure: bool = False,
@@ -153,6 +165,9 @@ def convert(
     return plan(
         source,
         to,
+        tokenizer=tokenizer,
+        config=config,
+        name=name,
         quality=quality,
         mix=mix,
         pure=pure,
@@ -171,6 +186,20 @@ def convert(
         sha256=sha256,
         companions=companions,
     )
+
+
+def _opened(source: Any, progress: bool, **given: Any) -> Checkpoint:
+    """The source as a checkpoint; what only models in memory take is refused with others."""
+    from phiquant.hf_model import is_in_memory, open_model
+
+    if is_in_memory(source):
+        return open_model(source, **given)
+    for name in (name for name, value in given.items() if value is not None):
+        raise UsageError(
+            f"{name} is for models in memory, and this source has its own",
+            remedy=f"Leave {name} out.",
+        )
+    return source if isinstance(source, Checkpoint) else open_checkpoint(source, progress=progress)
 
 
 def _recipe(quality: str, choices: Choices, overrides: list[Override]) -> dict[str, Any]:

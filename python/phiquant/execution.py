@@ -7,7 +7,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -55,7 +56,7 @@ def execute(
             if sha256:
                 hashes[number] = _sha256(Path(path))
 
-    with _Bar(progress, plan.source_bytes) as watch:
+    with _Bar(progress, plan.source_bytes) as watch, _named_memory(plan):
         result = _core.execute(
             sources,
             tensors,
@@ -88,6 +89,20 @@ def execute(
         notes=tuple(note for target in plan.targets for note in target.notes),
         hints=tuple(target.hint(path) for target, path in zip(plan.targets, outputs, strict=True)),
     )
+
+
+@contextmanager
+def _named_memory(plan: Plan) -> Iterator[None]:
+    """Tell the model's name where the executor, which sees only memory, has none."""
+    try:
+        yield
+    except PhiquantError as error:
+        if error.file != "(memory)":
+            raise
+        place = plan.checkpoint.path
+        raise type(error)(
+            error.cause, file=place, tensor=error.tensor, remedy=error.remedy
+        ) from None
 
 
 def _core_files(plan: Plan, paths: list[Path]) -> list[Any]:
