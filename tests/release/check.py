@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What must hold before a release: the sdist, a wheel for each Python found here, and what users get of them.
 
-    python tests/release/check.py [--work FOLDER] [--python PATH ...] [--revision HEAD]
+    python tests/release/check.py [--work FOLDER] [--python PATH ...] [--revision HEAD] [--ccache]
 
 1. The sdist of a commit holds the sources and licences, and nothing else.
 2. Each Python builds a wheel from the sdist alone, with the build requirements that it names; auditwheel repairs it; it is
@@ -10,7 +10,8 @@
 4. `import phiquant` takes less than 100 ms more than `import numpy` (processor time, least of many turns: other work may run).
 5. cibuildwheel's configuration names a wheel for every platform and Python.
 
-Needs the network (pip), git and a compiler. Wheels stay in FOLDER/dist. CONTRIBUTING.md says when to run it.
+Needs the network (pip), git and a compiler. Wheels are built as pip builds them for users; with --ccache the core is compiled
+once for all Pythons, with sources and build requirements in one place. Wheels stay in FOLDER/dist. CONTRIBUTING.md says when to run it.
 """
 
 from __future__ import annotations
@@ -124,10 +125,40 @@ def make_sdist(work: Path, tools: Path, revision: str) -> Path:
     return sdist
 
 
-def make_wheel(work: Path, tools: Path, sdist: Path, version: str, python: str) -> Path:
+class SharedBuild:
+    """Builds from one folder with one set of requirements, so that ccache knows the core again."""
+
+    def __init__(self, work: Path, sdist: Path, oldest: str) -> None:
+        self.source, self.requirements, self.work = work / "source", work / "requirements", work
+        self.source.mkdir()
+        run("tar", "xf", sdist, "-C", self.source, "--strip-components=1")
+        text = (self.source / "pyproject.toml").read_text()
+        needs = json.loads(re.search(r"^requires = (\[.*\])$", text, re.MULTILINE)[1])  # type: ignore[index]
+        # The oldest Python needs the most: backports that newer ones leave alone.
+        run(oldest, "-m", "pip", "install", "-q", "--target", self.requirements, *needs)
+
+    def wheel(self, raw: Path, python: str) -> None:
+        env = {
+            **os.environ,
+            "PYTHONPATH": str(self.requirements),
+            "CMAKE_CXX_COMPILER_LAUNCHER": "ccache",
+            "CCACHE_BASEDIR": str(self.work),
+            "CCACHE_NOHASHDIR": "1",
+        }
+        place = f"build-dir={self.work / f'build-{raw.name}'}"
+        words = ("--no-deps", "--no-build-isolation", "-C", place, "-w", raw, self.source)
+        run(python, "-m", "pip", "wheel", *words, env=env)
+
+
+def make_wheel(
+    work: Path, tools: Path, sdist: Path, version: str, python: str, shared: SharedBuild | None
+) -> Path:
     """2: a wheel from the sdist, in an environment of its own, repaired and weighed."""
     raw, begin = work / f"raw-{version}", time.monotonic()
-    run(python, "-m", "pip", "wheel", "--no-deps", "-w", raw, sdist)
+    if shared:
+        shared.wheel(raw, python)
+    else:
+        run(python, "-m", "pip", "wheel", "--no-deps", "-w", raw, sdist)
     (built,) = raw.glob("*.whl")
     seconds = time.monotonic() - begin
     fixed = work / f"repaired-{version}"
@@ -200,6 +231,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="an empty folder; a temporary one by default")
     parser.add_argument("--python", action="append", help="interpreters, instead of all found")
     parser.add_argument("--revision", default="HEAD", help="the commit to release")
+    parser.add_argument("--ccache", action="store_true", help="compile the core once")
     options = parser.parse_args()
     work = (options.work or Path(tempfile.mkdtemp(prefix="phiquant-release-"))).resolve()
     work.mkdir(parents=True, exist_ok=True)
@@ -217,8 +249,10 @@ def main() -> None:
     say("sdist")
     sdist = make_sdist(work, tools, options.revision)
     say("wheels")
+    shared = SharedBuild(work, sdist, next(iter(found.values()))) if options.ccache else None
     wheels = {
-        version: make_wheel(work, tools, sdist, version, path) for version, path in found.items()
+        version: make_wheel(work, tools, sdist, version, path, shared)
+        for version, path in found.items()
     }
     say("conversions")
     made = {v: convert(work, wheel, v, found[v]) for v, wheel in wheels.items()}
