@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 import os
 import re
@@ -362,15 +361,25 @@ class Plan:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        parts = []
-        for target in self.targets:
-            cells = "".join(
-                "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-                for row in self._rows(target)
+        from phiquant.pages import markup
+        from phiquant.pages.page import display
+
+        def part(target: PlannedTarget) -> markup.Html:
+            bits = 8 * target.nbytes / max(1, target.weights)
+            return markup.join(
+                markup.tag(
+                    "p",
+                    markup.tag("b", target.target),
+                    f" → {target.name}: {bytes_text(target.nbytes)} ({target.nbytes} bytes), "
+                    f"{bits:.2f} bits per weight",
+                ),
+                markup.table(
+                    ("tensor", "shape", "count", "codec", "size"), self._rows(target), "lrrlr"
+                ),
+                (markup.tag("p", f"note: {note}", class_="pq-note") for note in target.notes),
             )
-            parts.append(
-                f"<p><b>{html.escape(target.target)}</b> &rarr; {html.escape(target.name)}, "
-                f"{bytes_text(target.nbytes)}</p><table><tr><th>tensor</th><th>shape</th>"
-                f"<th>count</th><th>codec</th><th>size</th></tr>{cells}</table>"
-            )
-        return "".join(parts)
+
+        return display(
+            markup.tag("p", f"{self.checkpoint.path}: {bytes_text(self.source_bytes)} to read"),
+            *(part(target) for target in self.targets),
+        )

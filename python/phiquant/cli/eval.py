@@ -84,9 +84,7 @@ GATE_MISSED = 5
     type=click.FloatRange(0, 1),
     help="Smallest share of tokens with SRC's most likely token, such as 0.95.",
 )
-@html_option(
-    "Words", "size against divergence, errors of all tensors, weights against their codes"
-)
+@html_option("Words", "size against divergence, errors of all tensors, weights against their codes")
 @workers_option
 @cache_option
 @json_option
