@@ -197,8 +197,16 @@ def _encodings(planned: Plan) -> dict[str, list[_Encoding]]:
     for tensor in (t for file in planned.targets[0].files for t in file.tensors):
         if tensor.source is None or tensor.plane > 0:
             continue
+        if tensor.column_scale is not None or tensor.row_scale is not None:
+            raise UnsupportedError(
+                "is scaled together with its neighbours, which is not simulated",
+                tensor=tensor.source,
+                remedy="Leave that option out, or convert the model and evaluate the result.",
+            )
         known = found.setdefault(tensor.source, [])
-        made = _Encoding(tensor.rows, tensor.codec, tensor.best, tensor.importance)
+        # Where codes are moved into another layout, they are those of the codec that they are from.
+        codec = tensor.via or tensor.codec
+        made = _Encoding(tensor.rows, codec, tensor.best, tensor.importance)
         same = [e for e in known if e.rows == made.rows or None in (e.rows, made.rows)]
         if any(_grid(e) != _grid(made) for e in same):
             raise UnsupportedError(
