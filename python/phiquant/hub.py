@@ -109,7 +109,7 @@ def fetch(source: str, *, progress: bool = False) -> Path:
     revision = revision or "main"
     from huggingface_hub import constants
 
-    with _progress_bars(progress):
+    with progress_bars(progress):
         if constants.HF_HUB_OFFLINE:
             return _from_cache(repo, revision, "HF_HUB_OFFLINE keeps phiquant off the network")
         # A branch that moves while it is read makes a second round; nobody pushes three times.
@@ -120,7 +120,7 @@ def fetch(source: str, *, progress: bool = False) -> Path:
                 refusal = _refusal(error, repo, revision)
                 if refusal is not None:
                     raise refusal from error
-                reason = _unreachable(error)
+                reason = unreachable(error)
                 if reason is None:
                     raise
                 folder = _from_cache(repo, revision, reason)
@@ -284,7 +284,8 @@ def _from_cache(repo: str, revision: str, reason: str) -> Path:
     return folder
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def causes_of(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and what it came from."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -297,7 +298,7 @@ def _refusal(error: Exception, repo: str, revision: str) -> PhiquantError | None
     from huggingface_hub import constants, errors
 
     page = f"{constants.ENDPOINT}/{repo}"
-    for cause in _chain(error):
+    for cause in causes_of(error):
         if isinstance(cause, errors.GatedRepoError):
             return IoError(
                 f"{repo} is gated: its owner wants a licence to be accepted first",
@@ -315,7 +316,7 @@ def _refusal(error: Exception, repo: str, revision: str) -> PhiquantError | None
                 remedy="Check the spelling; for a private one, log in with `hf auth login`.",
             )
         if isinstance(cause, errors.HfHubHTTPError):
-            status = _status(cause)
+            status = status_of(cause)
             if status in (401, 403):
                 return IoError(
                     f"the hub refuses access to {repo} (HTTP status {status})",
@@ -326,22 +327,23 @@ def _refusal(error: Exception, repo: str, revision: str) -> PhiquantError | None
     return None
 
 
-def _status(error: BaseException) -> int | None:
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status that an error carries."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return status if isinstance(status, int) else None
 
 
-def _unreachable(error: Exception) -> str | None:
+def unreachable(error: Exception) -> str | None:
     """Why the hub could not be asked; None if that is not what the error says."""
     from huggingface_hub import constants
 
-    for cause in _chain(error):
-        status = _status(cause)
+    for cause in causes_of(error):
+        status = status_of(cause)
         if status is not None:
             return f"{constants.ENDPOINT} answers HTTP status {status}"
         library = type(cause).__module__.partition(".")[0]
         if library in _HTTP_LIBRARIES or isinstance(cause, (ConnectionError, TimeoutError)):
-            return f"{constants.ENDPOINT} cannot be reached ({_first_line(cause)})"
+            return f"{constants.ENDPOINT} cannot be reached ({first_line(cause)})"
         if isinstance(cause, (ValueError, KeyError, TypeError)):
             return f"what answers at {constants.ENDPOINT} is no hub (a proxy or a log-in page?)"
     return None
@@ -356,12 +358,13 @@ def _broken_off(error: Exception, repo: str) -> IoError:
             file=error.filename or constants.HF_HUB_CACHE,
         )
     return IoError(
-        f"the download of {repo} broke off: {_first_line(error.__cause__ or error)}",
+        f"the download of {repo} broke off: {first_line(error.__cause__ or error)}",
         remedy="Run the same command again: files that have arrived are not fetched again.",
     )
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """An error's first line, of bearable length."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip(".")
 
 
@@ -370,7 +373,7 @@ def _text_of(size: int) -> str:
 
 
 @contextmanager
-def _progress_bars(shown: bool) -> Iterator[None]:
+def progress_bars(shown: bool) -> Iterator[None]:
     """Keep the hub's bars off the screen, unless they are wanted or the environment decides."""
     from huggingface_hub import constants
     from huggingface_hub.utils.tqdm import (

@@ -1,7 +1,8 @@
-"""A small Hugging Face hub on loopback, with the part of its protocol that downloads speak."""
+"""A small Hugging Face hub on loopback: what downloads speak of its protocol, and LFS uploads."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -32,11 +33,14 @@ class Repository:
     """Files by commit; branches and tags by name.
 
     ``gated``: lists its files to everyone and gives them to nobody, as the hub does.
+    ``messages``: of commits that were uploaded.
     """
 
     commits: dict[str, dict[str, bytes]]
     names: dict[str, str]
     gated: bool = False
+    private: bool = False
+    messages: list[str] = field(default_factory=list)
 
     def resolve(self, revision: str) -> str | None:
         commit = self.names.get(revision, revision)
@@ -60,6 +64,9 @@ class LoopbackHub:
         Answer everything with a web page, as a hotel's network does.
     sending : threading.Event
         Set when a held file has got that far.
+    writers : dict of token to the owner whose repositories it may write
+    objects : dict of SHA-256 to bytes
+        LFS objects that were uploaded.
     """
 
     repositories: dict[str, Repository] = field(default_factory=dict)
@@ -68,6 +75,8 @@ class LoopbackHub:
     held: dict[str, int] = field(default_factory=dict)
     portal: bool = False
     sending: threading.Event = field(default_factory=threading.Event)
+    writers: dict[str, str] = field(default_factory=dict)
+    objects: dict[str, bytes] = field(default_factory=dict)
     _closing: threading.Event = field(default_factory=threading.Event)
 
     def add(self, repo: str, files: dict[str, bytes], revision: str = "main") -> str:
@@ -126,6 +135,17 @@ class LoopbackHub:
         self._thread.join()
 
 
+def _mode(file: dict[str, str]) -> dict[str, object]:
+    """How a file shall be uploaded: by its name, or because its beginning is no text."""
+    try:
+        base64.b64decode(file["sample"]).decode()
+        text = not file["path"].endswith(_LFS)
+    except UnicodeDecodeError:
+        text = False
+    mode = "regular" if text else "lfs"
+    return {"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": None}
+
+
 class _Handler(BaseHTTPRequestHandler):
     hub: LoopbackHub
     protocol_version = "HTTP/1.1"
@@ -138,6 +158,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._answer()
+
+    def do_POST(self) -> None:
+        self._write()
+
+    def do_PUT(self) -> None:
+        self._write()
 
     def _answer(self) -> None:
         if self.hub._closing.is_set():  # a connection that was kept alive
@@ -154,6 +180,109 @@ class _Handler(BaseHTTPRequestHandler):
             self._file(found[1], unquote(found[2]), unquote(found[3]))
         else:
             self._refuse(404, "NotFound")
+
+    def _write(self) -> None:
+        raw = urlsplit(self.path).path
+        body = self._body()
+        self.hub.requests.append((self.command, unquote(raw)))
+        if found := re.fullmatch(r"/objects/([0-9a-f]{64})", raw):  # its address is its own secret
+            if hashlib.sha256(body).hexdigest() != found[1]:
+                self._refuse(400, "BadDigest")
+                return
+            self.hub.objects[found[1]] = body
+            self._send(200, b"", "text/plain")
+            return
+        owner = self.hub.writers.get(self.headers.get("Authorization", "").removeprefix("Bearer "))
+        if owner is None:
+            self._refuse(401, "Unauthorized")
+        elif raw == "/api/repos/create":
+            self._create(json.loads(body), owner)
+        elif raw == "/api/validate-yaml":
+            self._json({"errors": [], "warnings": []})
+        elif found := re.fullmatch(
+            r"/(?:api/models/)?([^/]+/[^/]+?)(?:\.git)?"
+            r"/(branch|preupload|commit|info/lfs/objects/batch)(?:/([^/]+))?",
+            raw,
+        ):
+            repository = self.hub.repositories.get(found[1])
+            if not found[1].startswith(f"{owner}/"):
+                self._refuse(403, "Forbidden")
+            elif repository is None:
+                self._refuse(404, "RepoNotFound")
+            elif found[2] == "branch":
+                self._branch(repository, unquote(found[3]))
+            elif found[2] == "preupload":
+                self._json({"files": [_mode(file) for file in json.loads(body)["files"]]})
+            elif found[2] == "commit":
+                self._commit(found[1], repository, unquote(found[3]), body)
+            else:
+                self._json({"transfer": "basic", "objects": self._batch(json.loads(body))})
+        else:
+            self._refuse(404, "NotFound")
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        pieces = []
+        while size := int(self.rfile.readline(), 16):
+            pieces.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(pieces)
+
+    def _create(self, wish: dict[str, object], owner: str) -> None:
+        repo = f"{wish['organization']}/{wish['name']}"
+        if wish["organization"] != owner:
+            self._refuse(403, "Forbidden")
+        elif repo in self.hub.repositories:
+            self._refuse(409, "RepoExists", url=f"{self.hub.endpoint}/{repo}")
+        else:
+            private = wish.get("private") is True or wish.get("visibility") == "private"
+            commit = commit_of(repo, "initial commit")
+            self.hub.repositories[repo] = Repository(
+                {commit: {}}, {"main": commit}, private=private
+            )
+            self._json({"url": f"{self.hub.endpoint}/{repo}", "name": repo})
+
+    def _branch(self, repository: Repository, name: str) -> None:
+        if name in repository.names:
+            self._refuse(409, "BranchExists")
+        else:
+            repository.names[name] = repository.names["main"]
+            self._json({})
+
+    def _batch(self, wish: dict[str, list[dict[str, object]]]) -> list[dict[str, object]]:
+        answers = []
+        for one in wish["objects"]:
+            answer: dict[str, object] = {"oid": one["oid"], "size": one["size"]}
+            if one["oid"] not in self.hub.objects:
+                href = f"{self.hub.endpoint}/objects/{one['oid']}"
+                answer["actions"] = {"upload": {"href": href}}
+            answers.append(answer)
+        return answers
+
+    def _commit(self, repo: str, repository: Repository, branch: str, body: bytes) -> None:
+        if branch not in repository.names:
+            self._refuse(404, "RevisionNotFound")
+            return
+        parent = repository.names[branch]
+        files = dict(repository.commits[parent])
+        for line in map(json.loads, body.decode().splitlines()):
+            value = line["value"]
+            if line["key"] == "header":
+                repository.messages.append(value["summary"])
+            elif line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            else:
+                assert line["key"] == "lfsFile", line
+                files[value["path"]] = self.hub.objects[value["oid"]]
+        commit = commit_of(
+            parent, *(hashlib.sha1(files[name]).hexdigest() for name in sorted(files))
+        )
+        repository.commits[commit] = files
+        repository.names[branch] = commit
+        url = f"{self.hub.endpoint}/{repo}/commit/{commit}"
+        self._json({"commitUrl": url, "commitOid": commit, "success": True})
 
     def _information(self, repo: str, revision: str) -> None:
         found = self._find(repo, revision)
@@ -244,8 +373,11 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         return repository, commit
 
-    def _refuse(self, status: int, code: str) -> None:
-        self._send(status, json.dumps({"error": code}).encode(), "application/json", code)
+    def _refuse(self, status: int, code: str, **more: str) -> None:
+        self._send(status, json.dumps({"error": code} | more).encode(), "application/json", code)
+
+    def _json(self, value: object) -> None:
+        self._send(200, json.dumps(value).encode(), "application/json")
 
     def _send(self, status: int, body: bytes, kind: str, code: str | None = None) -> None:
         self.send_response(status)
@@ -255,5 +387,5 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("X-Error-Code", code)
             self.send_header("X-Error-Message", code)
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body)

@@ -24,6 +24,7 @@ _COMMANDS = {
     "inspect": ("inspect", "Show metadata and tensors of a model's files."),
     "formats": ("formats", "List targets and codecs."),
     "models": ("models", "List what was made on this machine, and look after it."),
+    "push": ("push", "Upload a result to the Hugging Face hub."),
     "cache": ("cache", "List the measurements that are kept, or remove them."),
     "completion": ("completion", "Print what makes a shell complete these commands."),
     "doctor": ("doctor", "Look at this machine and this installation."),
