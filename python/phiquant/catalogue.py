@@ -114,6 +114,8 @@ _HF_PRESETS = {
     "w8a16": "8 bits in groups of 128: nearly the original",
     "w4a16": "4 bits in groups of 128: the usual choice",
     "mxfp4": "4-bit floats in groups of 32 with a power of two",
+    "gptq": "4 bits in groups of 128, in the layout of GPTQ",
+    "awq": "4 bits in groups of 128, in the layout of AWQ",
     "w3a16": "3 bits in groups of 128",
     "w2a16": "2 bits in groups of 128",
 }
@@ -167,9 +169,13 @@ def all_targets() -> tuple[TargetFacts, ...]:
         for preset in presets:
             size = weights_bytes(spec, Target(kind, preset))
             bits = round(8 * size / spec.parameters, 3)
-            about = _ABOUT[kind].get(preset, "")
-            rows.append(TargetFacts(f"{kind}:{preset}", about, bits, size))
+            rows.append(TargetFacts(f"{kind}:{preset}", about(kind, preset), bits, size))
     return tuple(sorted(rows, key=lambda row: -row.example_bytes))
+
+
+def about(kind: str, preset: str) -> str:
+    """One line about a preset of a format."""
+    return _ABOUT[kind].get(preset, "")
 
 
 def weights_bytes(spec: ModelSpec, target: Target) -> int:

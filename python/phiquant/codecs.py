@@ -177,8 +177,9 @@ def affine_name(
     rule : "ort", "qdq", "nncf", "mlx" or "ct", optional
         Whose tool's bits; ``ort`` by default.
     scales : "f32", "f16" or "bf16", optional
-        By default what the rule's tool stores: f32 (ort, qdq), f16 (nncf), bf16 (mlx, ct).
-    layout : "rows", "openvino", "mlx", "packed" or "transposed", optional
+        By default what the rule's tool stores: f32 (ort, qdq), f16 (nncf), bf16 (mlx, ct); f16 in
+        the layouts of GPTQ and AWQ.
+    layout : "rows", "openvino", "mlx", "packed", "transposed", "gptq", "gptq_v1", "awq", optional
         By default that of the rule's own format.
     """
     options = (("rule", rule), ("scales", scales), ("layout", layout))

@@ -30,7 +30,7 @@ def describe(checkpoint: Checkpoint) -> ModelSpec:
         return describe_onnx(checkpoint)
     if checkpoint.format == "mlx":
         return describe_mlx(checkpoint)
-    if checkpoint.format == "compressed-tensors":
+    if checkpoint.format in ("compressed-tensors", "gptq", "awq"):
         return describe_compressed(checkpoint)
     if checkpoint.format == "openvino":
         return describe_openvino(checkpoint)

@@ -1,4 +1,4 @@
-"""Folders in compressed-tensors, of phiquant or llm-compressor, opened as checkpoints."""
+"""Folders of quantized safetensors opened as checkpoints: in compressed-tensors, GPTQ, AWQ."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from phiquant import safetensors
+from phiquant import gptq_folder, safetensors
 from phiquant.architectures import ModelSpec, check_tensors, read_config, spec_from_config
 from phiquant.checkpoint import Checkpoint, PlaneEntry, TensorEntry
 from phiquant.codecs import find_codec
@@ -21,7 +21,9 @@ _PARTS: Final = re.compile(r"\.weight(_packed|_scale|_zero_point|_shape|_g_idx|_
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder holds weights in compressed-tensors, by its config."""
+    """Whether a folder holds weights in compressed-tensors, GPTQ or AWQ, by its config."""
+    if gptq_folder.settings_of(path) is not None:
+        return True
     file = path / "config.json"
     if not file.is_file():
         return False
@@ -44,6 +46,8 @@ def open_folder(path: Path, *, name: str | None = None) -> Checkpoint:
     phiquant.IoError
         A file is missing or cannot be read.
     """
+    if gptq_folder.settings_of(path) is not None:
+        return gptq_folder.open_folder(path, name=name)
     opened = safetensors.open_folder(path, name=name)
     entries: dict[str, TensorEntry] = {}
     for entry in opened.entries.values():
@@ -59,6 +63,7 @@ def open_folder(path: Path, *, name: str | None = None) -> Checkpoint:
         else:
             entries[entry.name] = entry
     files = opened.files
+    gptq_folder.check_quantized(entries.values(), path)
     return Checkpoint("compressed-tensors", path, files, entries, opened.metadata, name=opened.name)
 
 

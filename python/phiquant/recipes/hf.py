@@ -11,6 +11,7 @@ from typing import Final
 
 from phiquant.architectures.spec import ModelSpec, TensorRole
 from phiquant.errors import UsageError
+from phiquant.recipes import gptq
 
 #: Lengths of groups; 0 is a whole row, ``channel``.
 GROUPS: Final = (16, 32, 64, 128, 0)
@@ -26,7 +27,7 @@ FLOATS: Final[Mapping[str, tuple[str, str, str]]] = {
 PACKED: Final[Mapping[str, int]] = {"w8a16": 8, "w4a16": 4, "w3a16": 3, "w2a16": 2}
 
 #: The presets of ``hf:`` targets.
-PRESETS: Final = (*FLOATS, "w8a8", "fp8", *PACKED, "mxfp4")
+PRESETS: Final = (*FLOATS, "w8a8", "fp8", *PACKED, "mxfp4", *gptq.LAYOUTS)
 
 # What compressed-tensors calls Linear; the output stays a float, as in llm-compressor's recipes.
 _LINEAR = ("attn_qkv", "attn_output", "ffn_gate_up", "ffn_down", "output")
@@ -48,6 +49,8 @@ class Scheme:
         Whether activations are rounded to 8 bits, too, each token by its own scale.
     small_floats : bool
         Whether codes are floats: E4M3 of 8 bits, or E2M1 of 4 bits with powers of two as scales.
+    layout : str
+        ``gptq``, ``gptq_v1`` or ``awq``; empty for compressed-tensors.
     """
 
     bits: int
@@ -55,6 +58,7 @@ class Scheme:
     group: int
     activations: bool = False
     small_floats: bool = False
+    layout: str = ""
 
     def __str__(self) -> str:
         if self.small_floats:
@@ -62,11 +66,16 @@ class Scheme:
         if self.activations:
             return "w8a8"
         sign = "sym" if self.symmetric else "asym"
-        return f"w{self.bits}a16_{sign}_{f'g{self.group}' if self.group else 'channel'}"
+        length = f"g{self.group}" if self.group else "channel"
+        if self.layout:
+            return f"{self.layout} int{self.bits}_{sign}_{length}"
+        return f"w{self.bits}a16_{sign}_{length}"
 
     @property
     def format(self) -> str:
-        """compressed-tensors' name of the container."""
+        """compressed-tensors' name of the container; or GPTQ's or AWQ's layout."""
+        if self.layout:
+            return self.layout
         if self.small_floats:
             return "float-quantized" if self.activations else "mxfp4-pack-quantized"
         return "int-quantized" if self.activations else "pack-quantized"
@@ -79,6 +88,8 @@ class Scheme:
         sign = "sym" if self.symmetric else "asym"
         group = f"g{self.group}" if self.group else "channel"
         name = f"int{self.bits}_{sign}_{group},rule=ct"
+        if self.layout:
+            return f"{name},layout={self.layout}"
         if scales != "bf16":
             name += f",scales={scales}"
         # Signed bytes, as OpenVINO has them, too.
@@ -140,6 +151,9 @@ class Assignment:
                 modules.setdefault(scheme, []).append(name.removesuffix(".weight"))
         if not modules:
             return None
+        first = next(iter(modules))
+        if first.layout:
+            return gptq.settings(first.layout, first.bits, first.group, symmetric=first.symmetric)
         # The head of a model that is tied has no tensor, and no scheme either.
         floats = [n.removesuffix(".weight") for n, s in self.schemes.items() if s is None]
         ignored = list(dict.fromkeys([*floats, *([] if self.has_quantized_head else ["lm_head"])]))
@@ -204,6 +218,8 @@ def assign(
     *,
     group: int | None = None,
     symmetric: bool | None = None,
+    bits: int | None = None,
+    version: int | None = None,
     overrides: Iterable[tuple[str, str]] = (),
 ) -> Assignment:
     """How each matrix is held.
@@ -216,7 +232,9 @@ def assign(
     group : int, optional
         Of packed integers; 128 by default, as in compressed-tensors' presets. 0 is a whole row.
     symmetric : bool, optional
-        Of packed integers; True by default.
+        Of packed integers; True by default, but for AWQ.
+    bits, version : int, optional
+        Of GPTQ: 4 bits by default; and the first version of its layout where symmetric.
     overrides : iterable of (glob, name)
         On source tensor names; the first match decides. Names as :func:`scheme_of` takes them.
 
@@ -226,7 +244,12 @@ def assign(
         Options that the preset does not have, a group that does not fit a matrix, or a glob that
         matches none.
     """
-    if preset not in PACKED and (group is not None or symmetric is not None):
+    grouped = preset in PACKED or preset in gptq.LAYOUTS
+    if preset != "gptq" and (bits is not None or version is not None):
+        raise UsageError(
+            f"hf:{preset} has no choice of bits and versions", remedy="Leave the options out."
+        )
+    if not grouped and (group is not None or symmetric is not None):
         raise UsageError(
             f"hf:{preset} has no choice of groups and signs", remedy="Leave the options out."
         )
@@ -236,8 +259,18 @@ def assign(
             remedy="Choose one of them.",
         )
     length = 128 if group is None else group
-    sign = True if symmetric is None else symmetric
-    default = scheme_of(preset, group=length, symmetric=sign)
+    sign = preset != "awq" if symmetric is None else symmetric
+    overrides = list(overrides)
+    if preset in gptq.LAYOUTS:
+        if overrides:
+            raise UsageError(
+                f"hf:{preset} holds all linear layers alike; '{overrides[0][0]}' cannot differ",
+                remedy="Leave the override out, or choose hf:w4a16, which takes any.",
+            )
+        layout = gptq.layout_of(preset, symmetric=sign, version=version)
+        default: Scheme | None = Scheme(4 if bits is None else bits, sign, length, layout=layout)
+    else:
+        default = scheme_of(preset, group=length, symmetric=sign)
     wanted = [(glob, scheme_of(name, group=length, symmetric=sign)) for glob, name in overrides]
     schemes: dict[str, Scheme | None] = {}
     used = set()
@@ -272,7 +305,9 @@ def _check_fit(tensor: TensorRole, scheme: Scheme) -> None:
             tensor=tensor.source,
             remedy=f"Choose group={'|'.join([*fitting, 'channel'])}.",
         )
-    if scheme.bits == 3 and not scheme.symmetric:
+    if scheme.layout:
+        gptq.check_fit(tensor, scheme.bits)
+    elif scheme.bits == 3 and not scheme.symmetric:
         raise UsageError(
             "3 bits with zero points are not written in this version",
             remedy="Choose sym, or 2 or 4 bits.",

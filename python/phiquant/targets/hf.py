@@ -17,6 +17,7 @@ from phiquant.checkpoint import Checkpoint
 from phiquant.codecs import find_codec
 from phiquant.errors import UsageError
 from phiquant.plan import PlannedFile, PlannedTarget, PlannedTensor
+from phiquant.recipes import gptq
 from phiquant.recipes.hf import FLOATS, GROUPS, Assignment, Scheme, assign
 from phiquant.targets.gguf_metadata import SourceFacts
 from phiquant.targets.hf_card import model_card
@@ -36,6 +37,8 @@ class Options:
     group: int | None
     symmetric: bool | None
     dtype: str
+    bits: int | None = None
+    version: int | None = None
 
 
 def plan_hf(
@@ -71,6 +74,8 @@ def plan_hf(
         target.preset,
         group=options.group,
         symmetric=options.symmetric,
+        bits=options.bits,
+        version=options.version,
         overrides=overrides,
     )
     stored = [
@@ -115,6 +120,8 @@ def parse_options(target: Target, spec: ModelSpec) -> Options:
     """
     group: int | None = None
     symmetric: bool | None = None
+    bits: int | None = None
+    version: int | None = None
     dtype = _own_dtype(target, spec)
     for key, value in target.options:
         if key == "group" and value == "channel":
@@ -130,14 +137,18 @@ def parse_options(target: Target, spec: ModelSpec) -> Options:
             symmetric = key == "sym"
         elif key == "dtype" and value in FLOATS and target.preset not in FLOATS:
             dtype = str(value)
+        elif key == "bits" and target.preset == "gptq" and str(value) in map(str, gptq.BITS):
+            bits = int(str(value))
+        elif key == "format" and target.preset == "gptq" and value in ("v1", "v2"):
+            version = int(str(value)[1:])
         else:
             word = key if value is True else f"{key}={value}"
             raise UsageError(
                 f"'{target}': Hugging Face targets have no option '{word}' here",
                 remedy="There are group=16|32|64|128|channel, sym or asym, "
-                "and dtype=bf16|fp16|fp32.",
+                "and dtype=bf16|fp16|fp32; of gptq bits=2|3|4|8 and format=v1|v2, too.",
             )
-    return Options(group, symmetric, dtype)
+    return Options(group, symmetric, dtype, bits, version)
 
 
 def config(
@@ -164,6 +175,8 @@ def _own_dtype(target: Target, spec: ModelSpec) -> str:
     """The type of scales and of what is not quantized: the preset's own, else the source's."""
     if target.preset in FLOATS:
         return target.preset
+    if target.preset in gptq.LAYOUTS:
+        return "fp16"  # as their scales are, and what kernels of AWQ compute in
     return {"float16": "fp16", "float32": "fp32"}.get(spec.dtype or "", "bf16")
 
 
@@ -196,6 +209,13 @@ def _stored(
             _part(tensor, "weight_shape"), None, "i64", (2,), 0, len(shape), literal=shape, count=0
         )
         found.append(StoredTensor("I64", literal))
+    if scheme.layout.startswith("gptq"):
+        # Which group a column is in: the next where the last ends.
+        index = (np.arange(columns) // (scheme.group or columns)).astype("<i4").tobytes()
+        literal = PlannedTensor(
+            _part(tensor, "g_idx"), None, "i32", (columns,), 0, len(index), literal=index, count=0
+        )
+        found.append(StoredTensor("I32", literal))
     for plane, (part, type_, container) in sorted(shapes.items(), key=lambda item: item[0] == 1):
         planned = PlannedTensor(
             _part(tensor, part),
@@ -217,10 +237,18 @@ def _containers(
     scheme: Scheme, rows: int, columns: int, groups: int, kind: str
 ) -> Mapping[int, tuple[str, str, tuple[int, ...]]]:
     """Each plane's part of the tensor's name, type and shape."""
+    if scheme.layout:
+        words = rows * scheme.bits // 32
+        codes = (columns * scheme.bits // 32, rows)
+        return {
+            0: ("qweight", "I32", (columns, words) if scheme.layout == "awq" else codes),
+            1: ("scales", "F16", (groups, rows)),
+            2: ("qzeros", "I32", (groups, words)),
+        }
     scales = ("weight_scale", kind, (rows, groups))
     if scheme.activations:
-        codes = "F8_E4M3" if scheme.small_floats else "I8"
-        return {0: ("weight", codes, (rows, columns)), 1: scales}
+        type_ = "F8_E4M3" if scheme.small_floats else "I8"
+        return {0: ("weight", type_, (rows, columns)), 1: scales}
     if scheme.small_floats:
         # Powers of two by their exponents, whatever the type of the other floats.
         scales = ("weight_scale", "U8", (rows, groups))
@@ -240,6 +268,12 @@ def _notes(assignment: Assignment) -> tuple[str, ...]:
     """What users should know: which runtimes take which schemes."""
     packed = {s for s in assignment.schemes.values() if s is not None and not s.activations}
     notes = []
+    if layouts := {scheme.layout for scheme in packed} - {""}:
+        method = "AWQ" if layouts == {"awq"} else "GPTQ"
+        return (
+            f"the layout is {method}'s, and weights are rounded to the nearest codes: {method}'s "
+            "own calibration is not carried out; transformers loads it with gptqmodel",
+        )
     if bits := sorted({scheme.bits for scheme in packed if scheme.bits != 4}):
         listed = " and ".join(map(str, bits))
         notes.append(f"vLLM runs packed weights of {listed} bits on GPUs only; 4 bits anywhere")

@@ -36,7 +36,9 @@ def model_card(name: str, target: str, card: Card, assignment: Assignment, best:
             lines.append(f"{key}: {json.dumps(card[key], ensure_ascii=False)}")
     tags = card.get("tags", [])
     tags = [tags] if isinstance(tags, str) else tags
-    own = ["compressed-tensors"] if quantized else []
+    layouts = {scheme.layout for scheme in assignment.schemes.values() if scheme is not None}
+    method = {"": "compressed-tensors", "awq": "awq"}.get(min(layouts, default=""), "gptq")
+    own = [method] if quantized else []
     if own or tags:
         tags = list(dict.fromkeys([*own, *tags]))
         lines.append(f"tags: {json.dumps(tags, ensure_ascii=False)}")
@@ -48,7 +50,14 @@ def model_card(name: str, target: str, card: Card, assignment: Assignment, best:
             if best
             else "Weights are rounded to the nearest codes, as compressed-tensors does"
         )
+        if method != "compressed-tensors":
+            rule += (
+                f", and laid out as {method.upper()} has them; {method.upper()} itself was not run"
+            )
         lines += ["", f"{rule}; no calibration data were used. Linear layers:", ""]
         lines += [f"- {count} x {scheme}" for scheme, count in held.items()]
-        lines += ["", "transformers loads it with `pip install compressed-tensors`; so does vLLM."]
+        if method == "compressed-tensors":
+            lines += ["", "transformers loads it with `pip install compressed-tensors`."]
+        else:
+            lines += ["", "transformers loads it with `pip install gptqmodel optimum`."]
     return ("\n".join(lines).rstrip("\n") + "\n").encode()

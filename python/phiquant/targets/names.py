@@ -33,7 +33,7 @@ PRESETS: Final[Mapping[str, tuple[str, ...]]] = {
 # Presets of later versions that people will try, so that the answer is "not yet" and no guess.
 _LATER: Final[Mapping[str, tuple[str, ...]]] = {
     "openvino": ("nf4", "mxfp4"),
-    "hf": ("nvfp4", "gptq", "awq"),
+    "hf": ("nvfp4",),
 }
 _FORMATS = tuple(PRESETS)
 
