@@ -190,8 +190,9 @@ def killed_at_random(task: dict[str, Any], shim: Shim) -> None:
         _, status = os.waitpid(child, 0)
         say({"status": status, "folder": contents(job.folder)})
         if not job.overwrite:
-            for name in job.names:
-                (job.folder / name).unlink(missing_ok=True)
+            for name in {Path(name).parts[0] for name in job.names}:
+                place = job.folder / name
+                shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
     job.overwrite = True
     say({**job.run(), "folder": contents(job.folder)})
 
@@ -213,6 +214,30 @@ def two_writers(task: dict[str, Any], shim: Shim) -> None:
         say({"codes": codes, "folder": contents(job.folder)})
 
 
+def two_different_writers(task: dict[str, Any], shim: Shim) -> None:
+    """As two_writers, of two models with the same name; now one begins first, now the other."""
+    del shim
+    jobs = [Job(task), Job({**task, "source": task["other"]})]
+    chance = random.Random(task["seed"])
+    start = time.monotonic()
+    for job in jobs:
+        job.prepare()
+        job.run()
+    longest = (time.monotonic() - start) / 2
+    for number in range(task["rounds"]):
+        jobs[0].prepare()
+        writers = {}
+        for index in (0, 1) if number % 2 else (1, 0):
+            child = os.fork()
+            if child == 0:
+                end = jobs[index].run()
+                os._exit(end.get("exit_code", 0))
+            writers[index] = child
+            time.sleep(chance.uniform(0, longest))
+        codes = [os.waitstatus_to_exitcode(os.waitpid(writers[i], 0)[1]) for i in (0, 1)]
+        say({"codes": codes, "folder": contents(jobs[0].folder)})
+
+
 def main() -> None:
     task = json.load(sys.stdin)
     {
@@ -221,6 +246,7 @@ def main() -> None:
         "killed_at_every_call": killed_at_every_call,
         "killed_at_random": killed_at_random,
         "two_writers": two_writers,
+        "two_different_writers": two_different_writers,
     }[task["kind"]](task, Shim())
 
 
