@@ -5,29 +5,22 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from phiquant.architectures import ModelSpec
 from phiquant.checkpoint import Checkpoint, open_checkpoint
-from phiquant.description import describe_folder, describe_gguf
 from phiquant.errors import UnsupportedError, UsageError
-from phiquant.measure.imatrix import read_importance
 from phiquant.plan import Plan, PlannedTarget
-from phiquant.recipes.mixes import MixName
 from phiquant.report import Report
-from phiquant.targets.gguf import Choices, plan_from_gguf, plan_from_model
-from phiquant.targets.gguf_metadata import read_source_facts, tensor_name
-from phiquant.targets.gguf_split import parse_size
-from phiquant.targets.hf import plan_hf
-from phiquant.targets.mlx import plan_mlx
-from phiquant.targets.names import Override, Target, gguf_codec, parse_override, parse_target
-from phiquant.targets.onnx import plan_onnx
-from phiquant.targets.openvino import plan_openvino
 from phiquant.tensor import check_quality
-from phiquant.tokenizer import load as load_tokenizer
+
+# Targets, tokenizers and graphs are half of the package: `import phiquant` leaves them alone, and a
+# conversion loads those that it needs.
+if TYPE_CHECKING:
+    from phiquant.recipes.mixes import MixName
+    from phiquant.targets.gguf import Choices
+    from phiquant.targets.names import Override, Target
+    from phiquant.targets.planning import Wishes
 
 
 def plan(
@@ -46,6 +39,7 @@ def plan(
     importance: str | os.PathLike[str] | None = None,
     requantize: bool = False,
     split_size: str | None = None,
+    grid: str = "native",
     progress: bool = False,
 ) -> Plan:
     """Decide what a conversion will read and write. Only headers and small files are read.
@@ -58,7 +52,7 @@ def plan(
     to : str or iterable of str
         Targets, as ``"gguf:q4_k_m"``; a bare llama-quantize name means GGUF.
     tokenizer : tokenizer of transformers, or path of a folder that holds one
-        Of a model in memory.
+        Of a model in memory; of a GGUF that becomes another format, the folder.
     config : config of transformers, mapping or path, optional
         Of a state dict.
     name : str, optional
@@ -77,9 +71,13 @@ def plan(
     importance : path, optional
         An importance matrix of llama.cpp (GGUF or ``.dat``), as ``phiquant calibrate`` makes it.
     requantize : bool
-        Allow a quantized GGUF as the source, with the loss of a second rounding.
+        Round the weights of a quantized source a second time where a target cannot hold its numbers
+        as they are. Without it codes and scales are moved, and every weight is compared.
     split_size : str, optional
         Split GGUFs into files of at most so many bytes of tensors, as ``"4G"`` or ``"500M"``.
+    grid : "native" or "portable"
+        Each format's own grid; or one that all of them hold, so that all targets of the run decode
+        to identical weights.
     progress : bool
         Show that of a download, and of the calibration that ``onnx:int8-static`` needs.
 
@@ -96,6 +94,12 @@ def plan(
     phiquant.FormatError
         A damaged source.
     """
+    from phiquant.measure.imatrix import read_importance
+    from phiquant.targets.gguf import Choices
+    from phiquant.targets.gguf_split import parse_size
+    from phiquant.targets.names import gguf_codec, parse_override, parse_target
+    from phiquant.targets.planning import Wishes, overrides_for
+
     best = check_quality(quality)
     targets = [parse_target(text) for text in ([to] if isinstance(to, str) else to)]
     if not targets:
@@ -107,13 +111,14 @@ def plan(
         pure=pure,
         output_type=None if output_type is None else gguf_codec(output_type),
         embedding_type=None if embedding_type is None else gguf_codec(embedding_type),
-        overrides=_overrides_for("gguf", overrides),
+        overrides=overrides_for("gguf", overrides),
         requantize=requantize,
         importance=None if importance is None else read_importance(importance),
         importance_file="" if importance is None else os.fspath(importance),
         split_size=None if split_size is None else parse_size(split_size),
     )
     checkpoint = _opened(source, progress, tokenizer=tokenizer, config=config, name=name)
+    native = _check_grid(grid, best, overrides)
     _check_overrides(overrides, targets)
     _check_options_of_gguf(
         targets,
@@ -122,14 +127,15 @@ def plan(
             "pure": pure,
             "output_type": output_type is not None,
             "embedding_type": embedding_type is not None,
-            "requantize": requantize,
             "split_size": split_size is not None,
         },
     )
     recipe = _recipe(quality, choices, overrides)
-    if checkpoint.format == "gguf":
+    if checkpoint.format == "gguf" and native and all(t.format == "gguf" for t in targets):
         return Plan(checkpoint, _from_gguf(checkpoint, targets, choices), recipe)
-    return Plan(checkpoint, _from_model(checkpoint, targets, choices, overrides, progress), recipe)
+    wishes = Wishes(choices, overrides, progress)
+    folder = tokenizer if checkpoint.format == "gguf" else None
+    return replace(_from_model(checkpoint, targets, wishes, native, folder), recipe=recipe)
 
 
 def convert(
@@ -149,6 +155,7 @@ def convert(
     importance: str | os.PathLike[str] | None = None,
     requantize: bool = False,
     split_size: str | None = None,
+    grid: str = "native",
     progress: bool | Callable[[int, int], None] = False,
     overwrite: bool = False,
     threads: int | None = None,
@@ -177,6 +184,7 @@ def convert(
         importance=importance,
         requantize=requantize,
         split_size=split_size,
+        grid=grid,
         progress=bool(progress),
     ).run(
         out,
@@ -194,12 +202,30 @@ def _opened(source: Any, progress: bool, **given: Any) -> Checkpoint:
 
     if is_in_memory(source):
         return open_model(source, **given)
+    checkpoint = (
+        source if isinstance(source, Checkpoint) else open_checkpoint(source, progress=progress)
+    )
     for name in (name for name, value in given.items() if value is not None):
+        if name == "tokenizer" and checkpoint.format == "gguf":
+            continue
         raise UsageError(
             f"{name} is for models in memory, and this source has its own",
             remedy=f"Leave {name} out.",
         )
-    return source if isinstance(source, Checkpoint) else open_checkpoint(source, progress=progress)
+    return checkpoint
+
+
+def _check_grid(grid: str, best: bool, overrides: list[Override]) -> bool:
+    """Whether each format keeps its own grid; what would part a portable one is refused."""
+    if grid not in ("native", "portable"):
+        raise UsageError(f"there is no grid '{grid}'", remedy="There are 'native' and 'portable'.")
+    if grid == "portable" and (best or overrides):
+        what = "quality='best'" if best else "an override"
+        raise UsageError(
+            f"{what} would make the targets of a portable grid differ",
+            remedy="Leave it out, or let each format keep its own grid.",
+        )
+    return grid == "native"
 
 
 def _recipe(quality: str, choices: Choices, overrides: list[Override]) -> dict[str, Any]:
@@ -220,12 +246,6 @@ def _recipe(quality: str, choices: Choices, overrides: list[Override]) -> dict[s
             digest.update(name.encode() + b"\0" + values.tobytes())
         recipe["importance"] = {"file": choices.importance_file, "sha256": digest.hexdigest()}
     return recipe
-
-
-def _overrides_for(format_name: str, overrides: list[Override]) -> tuple[tuple[str, str], ...]:
-    """The overrides that a format's targets heed: those without a format name ggml's types."""
-    own = (format_name, None) if format_name == "gguf" else (format_name,)
-    return tuple((item.glob, item.codec) for item in overrides if item.format in own)
 
 
 def _check_overrides(overrides: list[Override], targets: list[Target]) -> None:
@@ -253,84 +273,37 @@ def _check_options_of_gguf(targets: list[Target], given: dict[str, bool]) -> Non
 
 
 def _from_model(
-    checkpoint: Checkpoint,
-    targets: list[Target],
-    choices: Choices,
-    overrides: list[Override],
-    progress: bool,
-) -> tuple[PlannedTarget, ...]:
-    config, spec = describe_folder(checkpoint)
-    facts = read_source_facts(checkpoint.folder, config, name=checkpoint.name)
-    tokenizer = load_tokenizer(checkpoint.folder, vocab_size=spec.vocabulary)
+    checkpoint: Checkpoint, targets: list[Target], wishes: Wishes, native: bool, tokenizer: Any
+) -> Plan:
+    """All targets of a model: on their own grids, the portable one, or the source's own."""
+    from phiquant import moves
+    from phiquant.models import model_of
+    from phiquant.targets.planning import plan_target
+
+    model = model_of(checkpoint, tokenizer=tokenizer)
+    moving = moves.is_quantized(checkpoint) and not wishes.choices.requantize
     planned = []
     for target in targets:
-        if target.format == "gguf":
-            planned.append(plan_from_model(checkpoint, spec, facts, tokenizer, target, choices))
-        elif target.format == "onnx":
-            planned.append(
-                plan_onnx(
-                    checkpoint,
-                    spec,
-                    facts,
-                    target,
-                    best=choices.best,
-                    overrides=_overrides_for("onnx", overrides),
-                    importance=_by_source(spec, choices),
-                    progress=progress,
-                )
-            )
-        elif target.format == "hf":
-            planned.append(
-                plan_hf(
-                    checkpoint,
-                    spec,
-                    facts,
-                    target,
-                    best=choices.best,
-                    overrides=_overrides_for("hf", overrides),
-                    importance=_by_source(spec, choices),
-                )
-            )
-        elif target.format == "mlx":
-            planned.append(
-                plan_mlx(
-                    checkpoint,
-                    spec,
-                    facts,
-                    target,
-                    best=choices.best,
-                    overrides=_overrides_for("mlx", overrides),
-                    importance=_by_source(spec, choices),
-                )
-            )
-        elif target.format == "openvino":
-            planned.append(
-                plan_openvino(
-                    checkpoint,
-                    spec,
-                    facts,
-                    tokenizer,
-                    target,
-                    best=choices.best,
-                    overrides=_overrides_for("openvino", overrides),
-                    importance=_by_source(spec, choices),
-                )
-            )
-    return tuple(planned)
-
-
-def _by_source(spec: ModelSpec, choices: Choices) -> dict[str, NDArray[np.float32]]:
-    """The importance of each matrix's columns by its name in the source."""
-    if choices.importance is None:
-        return {}
-    names = {tensor.source: tensor_name(tensor) for tensor in spec.tensors}
-    known = choices.importance
-    return {source: known[name] for source, name in names.items() if name in known}
+        if not native:
+            exact, held = moves.prepare_portable(target, model.spec)
+            made = plan_target(model, exact, wishes, held)
+            planned.append(moves.with_portable_grid(made, model.checkpoint))
+        elif moving:
+            exact, held = moves.prepare(target, model.spec, model.checkpoint)
+            made = plan_target(model, exact, wishes, held)
+            planned.append(moves.with_moves(made, model.checkpoint))
+        else:
+            planned.append(plan_target(model, target, wishes))
+    return Plan(model.checkpoint, tuple(planned))
 
 
 def _from_gguf(
     checkpoint: Checkpoint, targets: list[Target], choices: Choices
 ) -> tuple[PlannedTarget, ...]:
+    from phiquant.description import describe_gguf
+    from phiquant.moves import with_moves
+    from phiquant.targets.gguf import plan_from_gguf
+
     splits = checkpoint.metadata.get("split.count", 0)
     if not isinstance(splits, int) or splits > 1:
         raise UnsupportedError(
@@ -338,11 +311,8 @@ def _from_gguf(
             file=checkpoint.path,
             remedy="Merge them first: llama-gguf-split --merge.",
         )
-    if others := [str(target) for target in targets if target.format != "gguf"]:
-        raise UnsupportedError(
-            f"is a GGUF, and {others[0]} is made from a Hugging Face checkpoint only",
-            file=checkpoint.path,
-            remedy="Give the model's folder or hub id as the source.",
-        )
     spec = describe_gguf(checkpoint)
-    return tuple(plan_from_gguf(checkpoint, spec, target, choices) for target in targets)
+    planned = tuple(plan_from_gguf(checkpoint, spec, target, choices) for target in targets)
+    if choices.requantize:
+        return planned
+    return tuple(with_moves(target, checkpoint) for target in planned)

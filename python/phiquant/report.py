@@ -101,13 +101,21 @@ class Report:
         return tuple(Path(result) for result in dict.fromkeys(f.result for f in self.files))
 
     @property
+    def is_lossless(self) -> bool:
+        """Whether every weight that was written is the very number that the source holds.
+
+        The executor has decoded and compared all of them.
+        """
+        return not any(t.relative_error for file in self.files for t in file.tensors)
+
+    @property
     def nbytes(self) -> int:
         """Bytes written."""
         return sum(file.nbytes for file in self.files)
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain data."""
-        return asdict(self)
+        return {**asdict(self), "lossless": self.is_lossless}
 
     def to_html(self, *, samples: int = 6) -> str:
         """The report as one self-contained HTML page, without scripts or requests.
@@ -155,6 +163,8 @@ class Report:
                 f"{8 * size / max(1, weights):.2f} bits per weight"
             )
             lines.append(table(("codec", "tensors", "size", "rms error"), rows, "lrrr"))
+            if not any(tensor.relative_error for file in files for tensor in file.tensors):
+                lines.append("lossless: every weight is the source's")
         lines.append(
             f"{bytes_text(self.source_bytes)} read in {self.seconds:.2f} s "
             f"({self.threads} threads, {self.arch})"

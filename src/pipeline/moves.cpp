@@ -11,7 +11,8 @@ namespace phiquant::pipeline {
 namespace {
 
 const char* const k_remedy =
-    "Choose a target that holds the same numbers, or allow a second rounding: --requantize.";
+    "Choose a target that holds the same numbers (all are float32), or allow a second rounding: "
+    "--requantize (requantize=True).";
 
 [[noreturn]] void refuse(const PlannedOutput& output, const Tile& at, std::uint64_t row,
                          std::uint64_t column, const std::string& why) {
@@ -77,24 +78,43 @@ PlanePieces move_tile(const kernels::Table& table, const PlannedOutput& output,
                       const codecs::Planes& planes, const ReadTile& read, const Tile& at,
                       Scratch& scratch) {
     const codecs::Codec& to = *output.codec;
-    const float* values = nullptr;
-    const codecs::Elements held = elements_of(table, output, read, at, scratch, values);
-    const codecs::Elements moved = scratch.moved().of(to, at.rows, at.columns);
-    const codecs::MoveResult result =
-        codecs::move_elements(*output.via, held, to, at.rows, at.columns, moved);
-    if (result.fault != codecs::MoveFault::none) {
-        refuse(output, at, result.row, result.column, text_of(result.fault));
+    const bool blocks = to.layout == codecs::Layout::blocks;
+    const bool plain = to.grid == codecs::Grid::floating;
+    const float* values = read.values;
+    codecs::Elements held{};
+    if (plain && read.codec == output.via) {
+        check_finite(table, values, at);
+    } else {
+        held = elements_of(table, output, read, at, scratch, values);
     }
     PlanePieces pieces;
-    float* decoded = scratch.decoded();
-    if (to.layout == codecs::Layout::blocks) {
-        const std::uint64_t bytes = bytes_of(to, at.values());
-        std::byte* out = scratch.pieces(bytes);
-        codecs::pack_blocks(to, moved, at.rows, at.columns, out);
-        pieces[0] = {out, bytes};
-        decode(table, to, out, at.values(), decoded);
+    if (plain) {
+        if (blocks) {
+            encode(table, to, values, at, {}, scratch.codes(), scratch);
+            pieces[0] = {scratch.codes(), bytes_of(to, at.values())};
+        } else {
+            pieces = encode_planes(table, to, planes, values, at, {}, scratch);
+        }
     } else {
-        pieces = pack(to, planes, moved, at.rows, scratch);
+        const codecs::Elements moved = scratch.moved().of(to, at.rows, at.columns);
+        const codecs::MoveResult result =
+            codecs::move_elements(*output.via, held, to, at.rows, at.columns, moved);
+        if (result.fault != codecs::MoveFault::none) {
+            refuse(output, at, result.row, result.column, text_of(result.fault));
+        }
+        if (blocks) {
+            const std::uint64_t bytes = bytes_of(to, at.values());
+            std::byte* out = scratch.pieces(bytes);
+            codecs::pack_blocks(to, moved, at.rows, at.columns, out);
+            pieces[0] = {out, bytes};
+        } else {
+            pieces = pack(to, planes, moved, at.rows, scratch);
+        }
+    }
+    float* decoded = scratch.decoded();
+    if (blocks) {
+        decode(table, to, pieces[0].data(), at.values(), decoded);
+    } else {
         decode_planes(table, to, planes, pieces, at.rows, at.columns, scratch, decoded);
     }
     for (std::uint64_t i = 0; i < at.values(); ++i) {

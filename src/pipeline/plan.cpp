@@ -66,8 +66,20 @@ void check_transforms(const Plan& plan, const PlannedTensor& tensor, const Plann
     if (output.best || output.importance >= 0 || output.is_scaled()) {
         broken(tensor.name, "codes that are moved are neither searched for nor scaled");
     }
-    if (!codecs::has_elements(*output.via, tensor.columns) ||
-        !codecs::has_elements(*output.codec, tensor.columns)) {
+    const auto holds = [&](const codecs::Codec& codec) {
+        return codecs::has_elements(codec, tensor.columns);
+    };
+    const bool plain = output.codec->grid == codecs::Grid::floating;
+    bool is_held = true;  // the source holds the very codes
+    for (const SourcePart& part : tensor.parts) {
+        is_held = is_held && part.codec == output.via;
+        if (part.codec != output.via && part.codec->grid != codecs::Grid::floating) {
+            broken(tensor.name, "parts of it are in another codec than the one that is moved");
+        }
+    }
+    const bool can_pack =
+        plain ? is_held || holds(*output.via) : holds(*output.via) && holds(*output.codec);
+    if (tensor.columns > k_tile_values || !can_pack) {
         broken(tensor.name, "its codes cannot be moved");
     }
 }

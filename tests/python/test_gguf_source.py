@@ -85,7 +85,7 @@ def test_requantizing_is_llama_quantizes(
     converted_by_both(converted(fixture, source), preset, tmp_path, requantize=True)
 
 
-@pytest.mark.parametrize("preset", ["q4_k_m", "f32"])
+@pytest.mark.parametrize("preset", ["q4_k_m", "iq4_xs"])
 def test_quantized_sources_are_refused_unless_the_loss_is_accepted(
     preset: str, converted: Any, tmp_path: Path
 ) -> None:
@@ -99,6 +99,17 @@ def test_quantized_sources_are_refused_unless_the_loss_is_accepted(
     assert error.remedy is not None
     assert "--requantize" in error.remedy
     assert not (tmp_path / "ours.gguf").exists()
+
+
+def test_float32_holds_what_was_quantized(converted: Any, tmp_path: Path) -> None:
+    source = converted("phi35", "q4_k_m")
+    report = pq.convert(source, "f32", tmp_path / "x.gguf")
+    assert report.is_lossless
+    theirs, ours = pq.open(source), pq.open(tmp_path / "x.gguf")
+    for name in theirs:
+        values = theirs[name]
+        wanted = values.dequantize() if hasattr(values, "dequantize") else values
+        assert np.array_equal(wanted, ours[name])
 
 
 def test_the_command_line_says_so_too(converted: Any, tmp_path: Path) -> None:

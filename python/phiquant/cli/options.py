@@ -145,7 +145,23 @@ _PLANNING = [
         "--requantize",
         section=_WHAT,
         is_flag=True,
-        help="Take quantized weights as a source, at the loss of a second rounding.",
+        help="Round quantized weights a second time. Without it their codes are moved, where the "
+        "target can hold the same numbers.",
+    ),
+    option(
+        "--grid",
+        section=_WHAT,
+        type=click.Choice(["native", "portable"], case_sensitive=False),
+        default="native",
+        help="native (the default): each format's own grid. portable: one that all hold, so that "
+        "all targets decode to the same weights.",
+    ),
+    option(
+        "--tokenizer",
+        section=_WHAT,
+        metavar="FOLDER",
+        type=click.Path(),
+        help="Where the tokenizer stands, for a GGUF that becomes another format.",
     ),
     option(
         "--split-size",

@@ -39,6 +39,8 @@ class Wishes(TypedDict):
     mix: Any
     requantize: bool
     split_size: str | None
+    grid: str
+    tokenizer: str | None
 
 
 def make_plan(source: str, wishes: Wishes, words: Words) -> Plan:
@@ -64,6 +66,8 @@ def make_plan(source: str, wishes: Wishes, words: Words) -> Plan:
         importance=None if wishes["importance"] is None else local(wishes["importance"]),
         requantize=wishes["requantize"],
         split_size=wishes["split_size"],
+        grid=wishes["grid"].lower(),
+        tokenizer=None if wishes["tokenizer"] is None else local(wishes["tokenizer"]),
         progress=not words.quiet and is_terminal(sys.stderr),
     )
 

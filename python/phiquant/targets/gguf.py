@@ -18,6 +18,7 @@ from phiquant.checkpoint import Checkpoint
 from phiquant.codecs import all_codecs, find_codec
 from phiquant.errors import FormatError, InternalError, UnsupportedError, UsageError
 from phiquant.measure.imatrix import Importance
+from phiquant.moves import can_move
 from phiquant.plan import PlannedFile, PlannedTarget, PlannedTensor
 from phiquant.recipes.llama_quantize import Assignment, assign, needs_importance
 from phiquant.recipes.mixes import MixName
@@ -294,12 +295,16 @@ def _check_sources(
         if source is None:
             continue
         entry = checkpoint.entries[source]
+        if entry.planes or entry.parts:
+            continue  # codes of another format: moved, or rounded again on request
         if entry.type not in {known.name for known in all_codecs()}:
             raise UnsupportedError(
                 f"is of type {entry.type}, which this version does not decode",
                 file=checkpoint.files[entry.file].path,
                 tensor=source,
             )
+        if can_move(entry, codec):
+            continue
         if entry.type not in _FLOATS and entry.type != codec and not requantize:
             raise UnsupportedError(
                 f"is quantized already ({entry.type}), and {codec} would be made from what is left",
