@@ -145,8 +145,8 @@ class SharedBuild:
             "CCACHE_BASEDIR": str(self.work),
             "CCACHE_NOHASHDIR": "1",
         }
-        place = f"build-dir={self.work / f'build-{raw.name}'}"
-        words = ("--no-deps", "--no-build-isolation", "-C", place, "-w", raw, self.source)
+        place = f"--config-settings=build-dir={self.work / f'build-{raw.name}'}"
+        words = ("--no-deps", "--no-build-isolation", place, "-w", raw, self.source)
         run(python, "-m", "pip", "wheel", *words, env=env)
 
 
