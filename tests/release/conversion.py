@@ -17,6 +17,7 @@ TARGETS = ("gguf:q4_k_m", "mlx:4bit")
 
 def main() -> None:
     model, out = Path(sys.argv[1]).resolve(), Path("converted")
+    out.mkdir(exist_ok=True)
     program = Path(sys.executable).with_name("phiquant")  # the wheel's own command
     words = [word for target in TARGETS for word in ("--to", target)]
     subprocess.run(
