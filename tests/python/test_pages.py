@@ -244,6 +244,8 @@ def test_an_evaluation_shows_every_model(evaluation: Evaluation) -> None:
     for score in evaluation.scores:
         assert f"{score.mean_kld:.5f}" in page.texts[0]
         assert sum(score.model in text for text in page.texts.values()) > 0
+    alone = replace(evaluation, scores=evaluation.scores[:1])
+    assert "pq-hit" not in re.sub("<style>.*</style>", "", alone.to_html(samples=0), flags=re.S)
     points = [a for n, a in page.elements if n == "circle" and "pq-hit" in a.get("class", "")]
     assert len(points) == 2 * len(evaluation.scores)  # for desktops and for phones
 

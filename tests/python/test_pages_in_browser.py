@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import phiquant as pq
-from chromium import Browser
+from chromium import Browser, program
 from phiquant.evaluate import evaluate
 from places import DATA
 
@@ -169,6 +169,16 @@ def test_there_is_something_to_see(
             share = float((abs(strip - np.median(strip)) > 24).mean())
             assert 0.005 < share < 0.6, (top, share)
         assert len(np.unique(picture[::7, ::7] @ (1, 256, 65536))) > 60
+
+
+def test_without_a_browser_the_answer_is_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match="apt-get install chromium"):
+        program()
+    monkeypatch.delenv("CI")
+    with pytest.raises(pytest.skip.Exception, match="apt-get install chromium"):
+        program()
 
 
 def pixels(png: bytes) -> np.ndarray[Any, Any]:

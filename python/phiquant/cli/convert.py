@@ -98,14 +98,14 @@ def command(
         done = [str(path) for path in outputs if _identity(path) != before[path]]
         what = f"{', '.join(done)} had been written" if done else "nothing was written"
         raise Interrupted(what) from None
-    if page:
-        put_page(page, report.to_html(), words)
     if as_json:
         put_json(report.to_json())
-        return
-    for result in report.results:
-        put_path(result)
-    _sum_up(report, words)
+    else:
+        for result in report.results:
+            put_path(result)
+        _sum_up(report, words)
+    if page:
+        put_page(page, report.to_html(), words)
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:

@@ -139,8 +139,6 @@ def command(
         if store and store.kept - {DIGESTS}:
             raise Interrupted(GOES_ON) from None
         raise
-    if page:
-        put_page(page, result.to_html(), words)
     missed = Gates(max_kld, max_perplexity_ratio, min_top1).missed(result)
     facts = result.to_json()
     for model, score in zip(models, facts.pop("models"), strict=True):
@@ -149,6 +147,8 @@ def command(
         put_json(result.to_json() | {"missed": [miss.to_json() for miss in missed]})
     else:
         put(str(result))
+    if page:
+        put_page(page, result.to_html(), words)
     for miss in missed:
         say_error(str(miss))
     if missed:

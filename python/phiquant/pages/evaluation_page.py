@@ -26,7 +26,7 @@ def evaluation_page(evaluation: Evaluation, samples: int = 6) -> str:
     return document(
         title,
         header(title, evaluation.source, _tiles(evaluation)),
-        section("Size against divergence", _candidates(evaluation)),
+        section("Size against divergence", _candidates(evaluation)) if count > 1 else None,
         section("Models", _table(evaluation), _repeats(evaluation)),
         navigation(results),
         (result_section(result, f"result-{index}") for index, result in enumerate(results)),
@@ -35,7 +35,8 @@ def evaluation_page(evaluation: Evaluation, samples: int = 6) -> str:
 
 def evaluation_display(evaluation: Evaluation) -> str:
     """The picture and the table, for a notebook."""
-    return display(_candidates(evaluation), _table(evaluation), _repeats(evaluation))
+    picture = _candidates(evaluation) if len(evaluation.scores) > 1 else None
+    return display(picture, _table(evaluation), _repeats(evaluation))
 
 
 def _tiles(evaluation: Evaluation) -> list[tuple[str, str, str]]:
@@ -76,12 +77,8 @@ def _candidates(evaluation: Evaluation) -> Html:
         scatter(points, f"size, {unit}", "mean KL divergence, nats", "Size against divergence"),
         tag(
             "p",
-            "Down and to the left is better. ",
-            "The line is the Pareto front: no other model here is smaller and nearer to the source "
-            "at once. "
-            if len(points) > 1
-            else None,
-            "Bars are standard errors.",
+            "Down and to the left is better. The line is the Pareto front: no other model here is "
+            "smaller and nearer to the source at once. Bars are standard errors.",
             class_="pq-note",
         ),
     )

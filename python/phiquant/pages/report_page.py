@@ -33,7 +33,7 @@ def report_page(report: Report, samples: int = 6) -> str:
             result_section(result, f"result-{index}", _command(hint))
             for index, (result, hint) in enumerate(zip(results, report.hints, strict=True))
         ),
-        section("Notes", tag("ul", (tag("li", note) for note in report.notes)))
+        section("Notes", tag("ul", (tag("li", note) for note in dict.fromkeys(report.notes))))
         if report.notes
         else None,
     )

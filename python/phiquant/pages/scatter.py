@@ -79,7 +79,7 @@ def _picture(
     return tag(
         "svg",
         tag("title", title),
-        _frame(x, y, x_title, y_title, width),
+        _frame(points, x, y, x_title, y_title, width),
         tag("path", d=_stairs(best, x, y), class_="pq-front"),
         (_mark(point, x, y, id(point) in on_front) for point in points),
         _labels(points, x, y, width),
@@ -104,7 +104,9 @@ def _axes(points: Sequence[Point], width: int, height: int) -> tuple[Axis, Axis]
     return x, Axis(0.0, max(ys) * 1.12, height - 46, 34)
 
 
-def _frame(x: Axis, y: Axis, x_title: str, y_title: str, width: int) -> Html:
+def _frame(
+    points: Sequence[Point], x: Axis, y: Axis, x_title: str, y_title: str, width: int
+) -> Html:
     parts: list[Html] = []
     for tick in y.ticks(5):
         place = y.place(tick)
@@ -112,6 +114,8 @@ def _frame(x: Axis, y: Axis, x_title: str, y_title: str, width: int) -> Html:
             tag("line", x1=x.begin, x2=x.end, y1=place, y2=place, class_="pq-rule"),
             tag("text", short(tick), x=x.begin - 8, y=place + 4, text_anchor="end"),
         ]
+    if y.logarithmic and any(point.y == 0 for point in points):
+        parts.append(tag("text", "0", x=x.begin - 8, y=y.begin + 4, text_anchor="end"))
     for tick in x.ticks(6 if width > 500 else 4):
         place = x.place(tick)
         parts += [
