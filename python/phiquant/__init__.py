@@ -27,6 +27,7 @@ from phiquant.tensor import QuantizedTensor, quantize
 if TYPE_CHECKING:
     from phiquant import gguf, onnx, safetensors
     from phiquant.measure import calibrate, read_importance
+    from phiquant.registry import models
     from phiquant.simulation import Simulation, simulate
 
 open = open_checkpoint
@@ -52,6 +53,7 @@ __all__ = [
     "calibrate",
     "convert",
     "gguf",
+    "models",
     "onnx",
     "open",
     "plan",
@@ -70,6 +72,10 @@ def __getattr__(name: str) -> Any:
         from phiquant import measure
 
         return getattr(measure, name)
+    if name == "models":
+        from phiquant.registry import models
+
+        return models
     if name in ("Simulation", "simulate"):
         from phiquant import simulation
 

@@ -37,7 +37,7 @@ def test_the_page_shows_what_the_commands_show(tmp_path: Path) -> None:
         done = subprocess.run(
             ["/bin/sh", "-c", run + command],
             cwd=tmp_path,
-            env=environment(),
+            env=environment(PHIQUANT_REGISTRY=str(tmp_path / "models.sqlite")),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

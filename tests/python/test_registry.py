@@ -113,6 +113,17 @@ def test_the_commit_of_a_hub_checkpoint_is_recorded(registry: Registry, tmp_path
     assert model.facts["source"]["revision"] == commit
 
 
+def test_tensors_in_memory_are_recorded_as_such(registry: Registry, tmp_path: Path) -> None:
+    source = pq.open(DATA / "phi4mini")
+    tensors = {name: source[name] for name in source}
+    pq.convert(
+        tensors, "q8_0", tmp_path / "x.gguf", config=DATA / "phi4mini", tokenizer=DATA / "phi4mini"
+    )
+    (model,) = registry.models()
+    assert model.facts["source"]["path"] == "dict (in memory)"
+    assert model.source_folder is None and changes(model) == []
+
+
 def test_a_result_that_takes_anothers_path_replaces_its_record(
     registry: Registry, tmp_path: Path
 ) -> None:

@@ -237,7 +237,6 @@ def ollama(
     model = registry.at(path) if path.is_file() else registry.find(name)
     if model is not None:
         path = model.home / model.files[0].name
-    source = Path(model.facts["source"]["path"]) if model is not None else None
     done = 0
     total = path.stat().st_size if path.is_file() else 0
     with Bar(
@@ -252,7 +251,7 @@ def ollama(
         stored = put_into_ollama(
             path,
             wanted or name_for(path),
-            source=source,
+            source=model.source_folder if model else None,
             crc32c=None if force or model is None else model.files[0].crc32c,
             overwrite=overwrite,
             progress=advance,

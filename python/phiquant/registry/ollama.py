@@ -103,7 +103,7 @@ def put(
     name : str
         ``[namespace/]model[:tag]``.
     source : Path, optional
-        The checkpoint that it was made from, whose ids of ends and whose licence are taken.
+        The folder of the checkpoint that it was made from: ids of ends and licence are taken there.
     crc32c : str, optional
         What the file's checksum shall be.
     overwrite : bool
@@ -211,11 +211,10 @@ def _parts(checkpoint: Checkpoint, source: Path | None) -> Parts:
     ids: tuple[int, ...] = ()
     licence = None
     if source is not None:
-        folder = source if source.is_dir() else source.parent
         ids = eos_ids(
-            _settings(folder / "config.json"), _settings(folder / "generation_config.json")
+            _settings(source / "config.json"), _settings(source / "generation_config.json")
         )
-        licence = find_license(folder)
+        licence = find_license(source)
     own = [metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot")]
     template = metadata.get("tokenizer.chat_template")
     return parts_of(

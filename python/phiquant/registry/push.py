@@ -172,9 +172,9 @@ def _companions(path: Path, model: Model | None, files: dict[str, Path]) -> dict
     if CARD not in files:
         kind = model.target.partition(":")[0] if model else path.suffix.lstrip(".") or "folder"
         made[CARD] = card_of(model, path.stem if path.is_file() else path.name, kind)
-    source = Path(model.facts["source"]["path"]) if model else None
+    source = model.source_folder if model else None
     if source is not None and not any(name.upper().startswith("LICEN") for name in files):
-        text = find_license(source if source.is_dir() else source.parent)
+        text = find_license(source)
         if text is not None:
             made["LICENSE"] = text
     return made

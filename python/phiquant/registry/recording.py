@@ -138,6 +138,8 @@ def _codecs(files: list[OutputFile]) -> dict[str, dict[str, float]]:
 
 def _source(checkpoint: Checkpoint) -> dict[str, Any]:
     """Where the weights come from: the path, and repository and commit where it is the hub's."""
+    if not checkpoint.path.exists():  # tensors in memory
+        return {"path": str(checkpoint.path), "name": checkpoint.name, "format": checkpoint.format}
     path = Path(os.path.abspath(checkpoint.path))  # noqa: PTH100 - the hub's cache is full of links
     facts: dict[str, Any] = {
         "path": str(path),

@@ -92,6 +92,14 @@ class NewModel:
         return self.path if self.folder else self.path.parent
 
     @property
+    def source_folder(self) -> Path | None:
+        """Where the source's small files stand; None where it was in memory, or is no more."""
+        source = Path(str(self.facts.get("source", {}).get("path", "")))
+        if not source.is_absolute() or not source.exists():
+            return None
+        return source if source.is_dir() else source.parent
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all files."""
         return sum(file.nbytes for file in self.files)

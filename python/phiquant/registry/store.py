@@ -72,7 +72,7 @@ class Registry:
     Parameters
     ----------
     path : Path, optional
-        Its file; :func:`place` by default.
+        Its file; :func:`phiquant.registry.store.place` by default.
     patience : float
         Seconds to wait for other processes.
 
