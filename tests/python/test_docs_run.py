@@ -81,3 +81,13 @@ def test_the_reference_has_every_public_name():
         value = getattr(phiquant, name)
         if callable(value):
             assert re.search(rf"^\.\. auto\w+:: phiquant\.{name}$", reference, re.MULTILINE), name
+
+
+def test_every_page_is_in_the_index():
+    docs = ROOT / "docs"
+    index = (docs / "index.md").read_text()
+    listed = "\n".join(re.findall(r"^```\{toctree\}\n(.*?)^```", index, re.MULTILINE | re.DOTALL))
+    for page in sorted(docs.rglob("*.md")):
+        name = page.relative_to(docs).with_suffix("").as_posix()
+        folder = f"{name.rpartition('/')[0]}/*"
+        assert name == "index" or {name, folder} & set(listed.split("\n")), f"{name} is in no list"
