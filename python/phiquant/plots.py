@@ -118,7 +118,7 @@ def plot_candidates(
     if len(positive) == len(points) and max(positive) > 5 * min(positive):
         ax.set_yscale("log")
     ax.set(xlabel=f"size, {unit}", ylabel="mean KL divergence, nats")
-    ax.margins(x=0.12)
+    ax.margins(0.14)  # room for the labels
     return ax
 
 
@@ -150,12 +150,16 @@ def plot_codes(q: QuantizedTensor, w: Any, *, bins: int = 120, ax: Axes | None =
     ax = _axes(ax)
     limit = float(np.quantile(np.abs(weights), 0.999)) or 1.0
     edges = np.linspace(-limit, limit, bins + 1)
-    ax.hist(weights.reshape(-1), edges.tolist(), color="tab:blue", alpha=0.4, label="weights")
+    heights, _, _ = ax.hist(
+        weights.reshape(-1), edges.tolist(), color="tab:blue", alpha=0.4, label="weights"
+    )
     ax.hist(
         q.dequantize().reshape(-1), edges.tolist(),
         histtype="step", color="black", linewidth=0.8, label=q.codec.name,
     )  # fmt: skip
     ax.set(xlabel="value", ylabel="weights", title=f"{q.codec.name}: error {q.error(w):.3%}")
+    # Levels that many weights share would make the weights' own distribution flat.
+    ax.set_ylim(0, 1.8 * float(np.max(heights)))
     ax.legend(frameon=False)
     return ax
 
