@@ -21,7 +21,9 @@ from phiquant.registry.records import File, NewModel
 from phiquant.registry.store import Registry, place
 from places import DATA
 
-TARGETS = ["q4_k_m", "onnx:int4", "onnx:int8-dynamic", "openvino:int4", "mlx:4bit", "hf:w4a16"]
+TARGETS = [
+    "q4_k_m", "onnx:int4", "onnx:int8-dynamic", "openvino:int4", "mlx:4bit", "hf:w4a16", "hf:gptq",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -245,6 +247,23 @@ def test_what_is_forgotten_is_gone_and_its_files_are_not(
         assert connection.execute("SELECT COUNT(*) FROM files").fetchone() == (0,)
     connection.close()
     assert (tmp_path / "x.gguf").exists()
+
+
+def test_what_is_gone_is_shown_as_such_and_can_be_forgotten(
+    registry: Registry, tmp_path: Path
+) -> None:
+    for name in ("gone", "there"):
+        pq.convert(DATA / "phi4mini", "q8_0", tmp_path / f"{name}.gguf")
+    (tmp_path / "gone.gguf").unlink()
+    done = phiquant("models")
+    sizes = {line.split()[1]: line.split()[3] for line in done.stdout.splitlines()[2:]}
+    assert sizes == {"gone.gguf": "gone", "there.gguf": "5.29"}
+    assert "gone from the disk: 1;" in done.stderr
+    listed = json.loads(phiquant("models", "--json").stdout)["models"]
+    assert {one["name"]: one["there"] for one in listed} == {"gone.gguf": False, "there.gguf": True}
+    assert phiquant("models", "forget").returncode == 2
+    assert phiquant("models", "forget", "--gone").returncode == 0
+    assert [model.name for model in registry.models(replaced=True)] == ["there.gguf"]
 
 
 WRITER = """

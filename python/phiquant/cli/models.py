@@ -10,7 +10,16 @@ from click.shell_completion import CompletionItem
 
 from phiquant.cli.options import SETTINGS, Command, Group, json_option, option, quiet_option
 from phiquant.cli.shares import watcher
-from phiquant.cli.terminal import Words, heading, put, put_json, put_path, say_error
+from phiquant.cli.terminal import (
+    Words,
+    heading,
+    put,
+    put_json,
+    put_path,
+    say_error,
+    shorten,
+    width,
+)
 
 _EXAMPLES = """\b
 Examples:
@@ -94,16 +103,28 @@ def command(
         return
     total = bytes_text(sum(model.nbytes for model in models))
     put(f"{registry.path or 'no registry'}: {len(models)} models, {total}")
+    there = [model.is_there for model in models]
     rows = [
         (
-            str(model.id), model.name, model.target, bytes_text(model.nbytes), source_of(model),
-            _day(model.made), ", ".join(dict.fromkeys(one.kind for one in model.verdicts)) or "-",
+            str(model.id),
+            model.name,
+            model.target,
+            bytes_text(model.nbytes) if is_there else "gone",
+            source_of(model),
+            _day(model.made),
+            ", ".join(dict.fromkeys(one.kind for one in model.verdicts)) or "-",
         )
-        for model in models
-    ]  # fmt: skip
+        for model, is_there in zip(models, there, strict=True)
+    ]
     if rows:
         head = ("", "name", "target", "size", "source", "made", "verdicts")
-        put(table(head, rows, "rllrlll"))
+        columns = width()
+        for line in table(head, rows, "rllrlll").splitlines():
+            put(shorten(line, columns) if columns else line)
+    if gone := there.count(False):
+        Words(quiet).note(
+            f"gone from the disk: {gone}; 'phiquant models forget --gone' removes such records"
+        )
 
 
 @command.command("show", cls=Command, context_settings=SETTINGS)
@@ -121,9 +142,9 @@ def show(name: str, as_json: bool) -> None:
         return
     put(heading(f"{model.id}. {model.name}"))
     rows = facts_table(model)
-    width = max(len(key) for key, _ in rows)
+    longest = max(len(key) for key, _ in rows)
     for key, value in rows:
-        put(f"  {key:{width}}  {value}")
+        put(f"  {key:{longest}}  {value}")
     put()
     files = [(f.name, str(f.nbytes), f.crc32c, f.sha256 or "-") for f in model.files]
     put(table(("file", "bytes", "crc32c", "sha256"), files, "lrll"))
@@ -184,15 +205,22 @@ def verify(names: tuple[str, ...], as_json: bool, quiet: bool) -> None:
 
 
 @command.command("forget", cls=Command, context_settings=SETTINGS)
-@click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=complete_name)
+@click.argument("names", metavar="[NAME...]", nargs=-1, shell_complete=complete_name)
+@option("--gone", section="Which", is_flag=True, help="All whose files are no longer there.")
 @json_option
 @quiet_option
-def forget(names: tuple[str, ...], as_json: bool, quiet: bool) -> None:
+def forget(names: tuple[str, ...], gone: bool, as_json: bool, quiet: bool) -> None:
     """Remove records, with their verdicts. The files themselves stay."""
+    from phiquant.errors import UsageError
     from phiquant.registry.store import Registry
 
+    if not names and not gone:
+        raise UsageError("nothing is named", remedy="Name results, or pass --gone.")
     registry = Registry()
     models = {model.id: model for model in map(registry.find, names)}
+    if gone:
+        known = registry.models(replaced=True)
+        models |= {model.id: model for model in known if not model.is_there}
     for model in models.values():
         registry.forget(model)
     if as_json:

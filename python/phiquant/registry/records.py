@@ -100,6 +100,11 @@ class NewModel:
         return source if source.is_dir() else source.parent
 
     @property
+    def is_there(self) -> bool:
+        """Whether all files exist; not whether they are as they were."""
+        return all((self.home / file.name).exists() for file in self.files)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all files."""
         return sum(file.nbytes for file in self.files)
@@ -134,7 +139,8 @@ class Model(NewModel):
             "path": str(self.path),
             "name": self.name,
             "bytes": self.nbytes,
+            "there": self.is_there,
         }
-        order = ("id", "name", "target", "path", "folder", "made", "replaced", "bytes")
+        order = ("id", "name", "target", "path", "folder", "made", "replaced", "there", "bytes")
         own: dict[str, Any] = facts.pop("facts")
         return {key: facts.pop(key) for key in order} | own | facts

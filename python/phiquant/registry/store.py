@@ -190,7 +190,11 @@ class Registry:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise IoError(f"cannot be made: {error.strerror}", file=path.parent) from error
+            raise IoError(
+                f"cannot be made: {error.strerror}",
+                file=path.parent,
+                remedy=f"Let {VARIABLE} name another file, or be off.",
+            ) from error
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
