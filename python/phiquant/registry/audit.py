@@ -23,10 +23,11 @@ body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70re
 section { border-top: 1px solid #bbb; margin-top: 2rem }
 table { border-collapse: collapse; margin: .6rem 0 }
 td, th { text-align: left; vertical-align: top; padding: .15rem .9rem .15rem 0;
-  overflow-wrap: anywhere }
+  white-space: nowrap }
+.facts td:last-child { white-space: normal; overflow-wrap: anywhere }
+h2 { overflow-wrap: anywhere }
 th { font-weight: 600 }
 .scroll { overflow-x: auto }
-code { font-size: .93em; overflow-wrap: anywhere }
 @media (prefers-color-scheme: dark) {
   body { color: #e6e6e6; background: #161616 } section { border-color: #555 }
 }"""
@@ -193,7 +194,8 @@ def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [f"<tr>{top}</tr>"] if head else []
     for row in rows:
         lines.append("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>")
-    return '<div class="scroll"><table>' + "\n".join(lines) + "</table></div>"
+    kind = "scroll" if head else "facts"
+    return f'<div class="{kind}"><table>' + "\n".join(lines) + "</table></div>"
 
 
 def _text(text: str) -> str:
