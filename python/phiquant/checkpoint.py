@@ -110,6 +110,8 @@ class TensorEntry:
         Of a codec with planes: codes, scales, zero points or biases, each in its own place.
     parts : tuple of TensorEntry
         Of a matrix whose rows stand in several places: matrices to be read one after the other.
+    column_scale : PlaneEntry or None
+        Of a matrix whose columns are stored scaled: float32 factors that undo it, one a column.
     """
 
     name: str
@@ -120,6 +122,7 @@ class TensorEntry:
     nbytes: int
     planes: tuple[PlaneEntry, ...] = ()
     parts: tuple[TensorEntry, ...] = ()
+    column_scale: PlaneEntry | None = None
 
 
 class Checkpoint(Mapping[str, Any]):
@@ -219,7 +222,10 @@ class Checkpoint(Mapping[str, Any]):
             dtype = _DTYPES.get(entry.type.partition(",")[0])
             if codec.transposed and dtype is not None:  # a float written by columns
                 return planes[0].view(dtype).reshape(entry.shape[::-1]).T
-            return QuantizedTensor(planes[0], entry.shape, codec, planes)
+            place, scale = entry.column_scale, None
+            if place is not None:
+                scale = self._bytes(place.file, place.offset, place.nbytes).view(np.float32)
+            return QuantizedTensor(planes[0], entry.shape, codec, planes, scale)
         raw = self._bytes(entry.file, entry.offset, entry.nbytes)
         if entry.type in _DTYPES:
             return np.ndarray(entry.shape, _DTYPES[entry.type], buffer=raw)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
 from phiquant import _core
-from phiquant.errors import PhiquantError
+from phiquant.errors import PhiquantError, UnsupportedError
 from phiquant.preflight import paths_of, preflight
 from phiquant.report import OutputFile, Report, TensorReport
 
@@ -193,6 +193,12 @@ def _core_tensors(
 
 def _core_part(entry: TensorEntry) -> tuple[str, int, list[tuple[int, int]]]:
     """Rows that stand together: their codec, how many, and where each plane begins."""
+    if entry.column_scale is not None:
+        raise UnsupportedError(
+            "is stored with scaled columns (AWQ), which conversions do not undo",
+            tensor=entry.name,
+            remedy="Convert the checkpoint that it was made of.",
+        )
     planes = [(plane.file, plane.offset) for plane in entry.planes]
     return entry.type, math.prod(entry.shape[:-1]), planes or [(entry.file, entry.offset)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -13,10 +14,13 @@ from phiquant.errors import FormatError, PhiquantError, UnsupportedError
 from phiquant.openvino import Constant, Layer, Network, read_network
 
 MODEL: Final = "openvino_model.xml"
+#: What follows a matrix' name in that of the constant its inputs are multiplied by.
+INPUT_SCALE: Final = "/input_scale"
 
 _WEIGHT = re.compile(r"(model\.(embed_tokens|norm|layers\.\d+\..+)|lm_head)\.weight")
 _FLOATS = ("f32", "f16", "bf16")
-_CODES = {"i4": (4, "sym"), "u4": (4, "asym"), "i8": (8, "sym"), "u8": (8, "asym")}
+_CODES = {"i4": "int4_sym", "u4": "int4_asym", "i8": "int8_sym", "u8": "int8_asym", "nf4": "nf4"}
+_MX = {"f4e2m1": "mxfp4", "f8e4m3": "mxfp8"}
 
 
 def is_folder(path: Path) -> bool:
@@ -40,9 +44,16 @@ def open_folder(path: Path) -> Checkpoint:
     network = read_network(path / MODEL)
     entries = {}
     consumers = network.consumers()
+    factors = {layer.name: layer for layer in network.constants()}
     for layer in network.constants():
         if _WEIGHT.fullmatch(layer.name):
-            entries[layer.name] = _entry(network, consumers, layer)
+            entry = _entry(network, consumers, layer)
+            if layer.name + INPUT_SCALE in factors:
+                scale = factors[layer.name + INPUT_SCALE]
+                entry = replace(
+                    entry, column_scale=_column_scale(network, consumers, scale, entry.shape)
+                )
+            entries[layer.name] = entry
     if not entries:
         raise FormatError(
             "has no constant with the name of a checkpoint's tensor",
@@ -80,23 +91,23 @@ def _entry(network: Network, consumers: dict[int, list[Layer]], layer: Layer) ->
         shape = shape[1:]
     if constant.type in _FLOATS:
         return TensorEntry(layer.name, constant.type, shape, 0, constant.offset, constant.nbytes)
-    if constant.type not in _CODES or len(constant.shape) not in (2, 3):
+    if constant.type not in (*_CODES, *_MX) or len(constant.shape) not in (2, 3):
         raise _unknown(network, layer, f"of type {constant.type}")
     scale, zero = _parameters(network, consumers, layer)
     rows = constant.shape[0]
     columns = constant.shape[1] * (constant.shape[2] if len(constant.shape) == 3 else 1)
-    bits, kind = _CODES[constant.type]
     group = "channel" if len(constant.shape) == 2 else f"g{constant.shape[2]}"
     wanted = (*constant.shape[:-1], 1)
-    for other, types in ((scale, ("f16",)), (zero, (constant.type,))):
-        if other is not None and (other.type not in types or other.shape != wanted):
+    scale_type = "f8e8m0" if constant.type in _MX else "f16"
+    for other, expected in ((scale, scale_type), (zero, constant.type)):
+        if other is not None and (other.type != expected or other.shape != wanted):
             raise FormatError(
                 f"has scales or zero points of {other.type} in the shape "
                 f"{_shape(other.shape)} for codes of {constant.type} in {_shape(constant.shape)}",
                 file=network.path,
                 tensor=layer.name,
             )
-    if (zero is None) != (kind == "sym"):
+    if (zero is None) == constant.type.startswith("u"):
         raise _unknown(network, layer, f"of {constant.type} {'without' if zero is None else 'with'}"
                        " zero points")  # fmt: skip
     places = tuple(
@@ -104,8 +115,13 @@ def _entry(network: Network, consumers: dict[int, list[Layer]], layer: Layer) ->
         for plane in (constant, scale, zero)
         if plane is not None
     )
+    if constant.type in _MX:
+        name = f"{_MX[constant.type]},layout=openvino"
+    else:
+        rule = "" if constant.type == "nf4" else ",rule=nncf"
+        name = f"{_CODES[constant.type]}_{group}{rule}"
     try:
-        codec = find_codec(f"int{bits}_{kind}_{group},rule=nncf")
+        codec = find_codec(name)
         planes = codec.planes(rows, columns)
     except PhiquantError:
         raise _unknown(network, layer, f"in groups of {constant.shape[-1]}") from None
@@ -115,6 +131,27 @@ def _entry(network: Network, consumers: dict[int, list[Layer]], layer: Layer) ->
     return TensorEntry(
         layer.name, codec.name, (rows, columns), 0, constant.offset, nbytes, planes=places
     )
+
+
+def _column_scale(
+    network: Network, consumers: dict[int, list[Layer]], layer: Layer, shape: tuple[int, ...]
+) -> PlaneEntry:
+    """The factors of a matrix' inputs: what its columns are to be multiplied by."""
+    constant = layer.constant
+    assert constant is not None
+    if constant.type != "f32" or constant.shape != (1, 1, shape[-1]):
+        raise FormatError(
+            f"is {constant.type} in the shape {_shape(constant.shape)}, where a matrix of "
+            f"{_shape(shape)} has factors of its inputs",
+            file=network.path,
+            tensor=layer.name,
+        )
+    value = layer
+    for kind in ("Multiply", "Multiply", "MatMul"):
+        value = _only(network, consumers, value, layer)
+        if value.kind != kind:
+            raise _unknown(network, layer, f"used by a {value.kind[:40]}")
+    return PlaneEntry(0, constant.offset, constant.nbytes)
 
 
 def _parameters(

@@ -50,12 +50,15 @@ class QuantizedTensor:
     planes : tuple of uint8 arrays
         Of affine codecs: codes, scales and zero points or biases as their format stores them, each
         as plain bytes; ``data`` is the first. Empty for codecs of blocks.
+    column_scale : float32 array, shape (n,), or None
+        What decoded columns are multiplied by, where they were scaled before they were encoded.
     """
 
     data: NDArray[np.uint8]
     shape: tuple[int, ...]
     codec: Codec
     planes: tuple[NDArray[np.uint8], ...] = ()
+    column_scale: NDArray[np.float32] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -101,7 +104,7 @@ class QuantizedTensor:
         """
         zeros = self._elements()[2].reshape(*self.shape[:-1], -1)
         # Codes of small floats are no integers to count from.
-        without = self.codec.rule == "mlx" or self.codec.name.startswith(("fp8_", "mxfp4"))
+        without = self.codec.rule == "mlx" or self.codec.name.startswith(("fp8_", "mxfp", "nf4_"))
         return None if without else zeros.astype(np.uint8)
 
     @property
@@ -153,6 +156,8 @@ class QuantizedTensor:
                 self.planes, self.codec.name, *self._matrix(), check_threads(threads)
             )
             values = matrix.reshape(self.shape)
+            if self.column_scale is not None:
+                values *= self.column_scale
         else:
             values = _core.dequantize(
                 self.data, self.codec.name, self.shape, check_threads(threads)

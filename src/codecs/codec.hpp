@@ -46,7 +46,8 @@ enum class Layout : std::uint8_t {
 enum class Levels : std::uint8_t {
     integers,
     e2m1,  ///< 4-bit floats
-    e4m3   ///< 8-bit floats
+    e4m3,  ///< 8-bit floats
+    nf4    ///< quantiles of the normal distribution, from -1 to 1
 };
 
 /// An affine codec's grid.
@@ -104,8 +105,10 @@ std::span<const Codec> all() noexcept;
 /// A codec by name (lower case), or null. Affine codecs and transposed floats are made when they
 /// are first asked for, and live as long as the process:
 /// `int{2,3,4,5,6,8}_{sym,asym}_{g16,g32,g64,g128,g256,channel}[,rule=R][,scales=S][,layout=L]`,
-/// `{f32,f16,bf16},layout=transposed`, `{mxfp4,mxfp8,nvfp4},layout=mlx[,scales=S]`,
-/// `{fp8_channel | mxfp4,layout=packed}[,scales=S]`. Options that are the default are left out of
+/// `{f32,f16,bf16},layout=transposed`, `bf16,rule=nncf`,
+/// `{mxfp4,mxfp8,nvfp4},layout=mlx[,scales=S]`,
+/// `{fp8_channel | mxfp4,layout=packed}[,scales=S]`, `{mxfp4,mxfp8},layout=openvino`,
+/// `nf4_{g16,g32,g64,g128,g256,channel}`. Options that are the default are left out of
 /// the codec's own name.
 const Codec* find(std::string_view name);
 

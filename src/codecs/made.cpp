@@ -101,12 +101,19 @@ struct Parsed {
 };
 
 std::optional<Parsed> parse_float(std::string_view base, std::string_view options) {
-    if (options != "layout=transposed") return std::nullopt;
+    const bool transposed = options == "layout=transposed";
+    const bool nncf = base == "bf16" && options == "rule=nncf";
+    if (!transposed && !nncf) return std::nullopt;
     for (const Codec& codec : all()) {
         if (codec.grid != Grid::floating || codec.name != base) continue;
-        Parsed parsed{std::string(base) + ",layout=transposed", codec};
-        parsed.codec.layout = Layout::transposed;
+        Parsed parsed{std::string(base) + "," + std::string(options), codec};
         parsed.codec.ggml_type = k_no_ggml_type;
+        if (transposed) {
+            parsed.codec.layout = Layout::transposed;
+        } else {
+            parsed.codec.rule = Rule::nncf;
+            parsed.codec.kernel = &kernels::Table::bf16_nncf;
+        }
         return parsed;
     }
     return std::nullopt;
@@ -185,6 +192,41 @@ std::optional<Parsed> parse_ct_float(std::string_view base, std::string_view opt
                                          Layout::packed,
                                          Affine{eight ? 8u : 4u, group, true, scale,
                                                 eight ? Levels::e4m3 : Levels::e2m1}}};
+}
+
+// OpenVINO's, as NNCF makes them: NF4 with a scale a group, and 4 or 8 bits with powers of two.
+std::optional<Parsed> parse_nncf_float(std::string_view base, std::string_view options) {
+    std::uint32_t group = 32;
+    unsigned bits = 4;
+    Levels levels = Levels::e2m1;
+    std::string name(base);
+    if (base.starts_with("nf4_")) {
+        const auto found = value_of(k_groups, base.substr(4));
+        if (!found || !options.empty()) return std::nullopt;
+        group = *found;
+        levels = Levels::nf4;
+    } else if ((base == "mxfp4" || base == "mxfp8") && options == "layout=openvino") {
+        name += ",layout=openvino";
+        if (base == "mxfp8") {
+            bits = 8;
+            levels = Levels::e4m3;
+        }
+    } else {
+        return std::nullopt;
+    }
+    // OpenVINO decompresses to halves.
+    return Parsed{std::move(name), Codec{{},
+                                         Grid::affine,
+                                         Rule::nncf,
+                                         1,
+                                         group,
+                                         0,
+                                         k_no_ggml_type,
+                                         65504.0f,
+                                         nullptr,
+                                         false,
+                                         Layout::openvino,
+                                         Affine{bits, group, true, AffineScale::f16, levels}}};
 }
 
 std::optional<Parsed> parse_affine(std::string_view base, std::string_view options) {
@@ -266,6 +308,7 @@ const Codec* find_made(std::string_view name) {
         base.starts_with("int") ? parse_affine(base, rest) : parse_float(base, rest);
     if (!parsed) parsed = parse_mlx_float(base, rest);
     if (!parsed) parsed = parse_ct_float(base, rest);
+    if (!parsed) parsed = parse_nncf_float(base, rest);
     if (!parsed) return nullptr;
     const std::lock_guard lock(mutex);
     for (const Parsed& known : made) {
@@ -277,7 +320,7 @@ const Codec* find_made(std::string_view name) {
 }
 
 kernels::AffineKernel affine_kernel(const kernels::Table& table, const Codec& codec) noexcept {
-    // The searches hold a group at a time, which a whole row is too long for.
+    // ONNX Runtime's search holds a group at a time, which a whole row is too long for.
     const auto of_groups = [&](kernels::AffineKernel kernel) noexcept {
         if (codec.affine.group == 0) kernel.best = nullptr;
         return kernel;
@@ -288,7 +331,17 @@ kernels::AffineKernel affine_kernel(const kernels::Table& table, const Codec& co
         case Rule::qdq:
             return table.affine->qdq;
         case Rule::nncf:
-            return of_groups(table.affine->nncf);
+            switch (codec.affine.levels) {
+                case Levels::integers:
+                    return table.affine->nncf;
+                case Levels::nf4:
+                    return table.affine->nncf_nf4;
+                case Levels::e2m1:
+                    return table.affine->nncf_mxfp4;
+                case Levels::e4m3:
+                    return table.affine->nncf_mxfp8;
+            }
+            break;
         case Rule::mlx:
             switch (codec.affine.levels) {
                 case Levels::integers:
@@ -297,6 +350,8 @@ kernels::AffineKernel affine_kernel(const kernels::Table& table, const Codec& co
                     return table.affine->mxfp8;
                 case Levels::e2m1:
                     return codec.affine.group == 16 ? table.affine->nvfp4 : table.affine->mxfp4;
+                case Levels::nf4:
+                    break;
             }
             break;
         case Rule::ct:

@@ -51,7 +51,7 @@ void widen(const std::byte* from, std::uint64_t count, Stored type, float* out) 
 
 // The bit that makes an offset code a signed one.
 std::uint8_t flip_of(const Codec& codec) noexcept {
-    const bool is_signed = codec.affine.symmetric &&
+    const bool is_signed = codec.affine.symmetric && codec.affine.levels == Levels::integers &&
                            (codec.layout == Layout::openvino || codec.layout == Layout::transposed);
     return is_signed ? static_cast<std::uint8_t>(1u << (codec.affine.bits - 1)) : std::uint8_t{0};
 }
@@ -272,7 +272,7 @@ void dequantize(const Codec& codec, const Elements& from, std::uint64_t rows, st
     if (levels != Levels::integers) {
         for (unsigned code = 0; code < 256; ++code) {
             const auto byte = static_cast<std::uint8_t>(code);
-            table[code] = levels == Levels::e2m1 ? number_of_e2m1(byte) : number_of_e4m3(byte);
+            table[code] = number_of(levels, byte);
         }
     }
     for (std::uint64_t row = 0; row < rows; ++row) {

@@ -11,8 +11,10 @@ namespace phiquant::codecs {
 enum class Stored : std::uint8_t { f32, f16, bf16, e8m0, e4m3 };
 
 inline Stored stored(const Affine& affine) noexcept {
-    if (affine.levels != Levels::integers && affine.group != 0)
+    const bool small_floats = affine.levels == Levels::e2m1 || affine.levels == Levels::e4m3;
+    if (small_floats && affine.group != 0) {
         return affine.group == 16 ? Stored::e4m3 : Stored::e8m0;
+    }
     switch (affine.scale) {
         case kernels::AffineScale::f16:
             return Stored::f16;

@@ -47,6 +47,7 @@ struct AffineTable {
     AffineKernel ct_mxfp4;
     AffineKernel ct_rows, ct_fp8;      ///< of a scale a row, and of 8-bit floats
     AffineKernel mxfp4, mxfp8, nvfp4;  ///< mlx's small floats, of the grid's scale type
+    AffineKernel nncf_nf4, nncf_mxfp4, nncf_mxfp8;
 };
 
 /// Defined by instantiate_affine.cpp, a translation unit of its own to keep compile times apart.

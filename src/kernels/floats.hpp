@@ -34,6 +34,20 @@ struct BfloatCodec {
     static float decode(std::uint16_t half) noexcept { return bfloat_to_float(half); }
 };
 
+/// As OpenVINO rounds float32 to bfloat16, in which NNCF keeps scaled weights: an odd last bit is
+/// rounded to the nearest, halves up; where the last bit is even, the rest is cut off.
+template <class Arch>
+struct NncfBfloatCodec : BfloatCodec<Arch> {
+    static I32<Arch> encode(F32<Arch> value) noexcept {
+        const I32<Arch> bits = bits_of<Arch>(value);
+        return (bits + ((bits & I32<Arch>(0x10000)) >> 1)) >> 16;
+    }
+    static std::uint16_t encode(float value) noexcept {
+        const auto bits = __builtin_bit_cast(std::uint32_t, value);
+        return static_cast<std::uint16_t>((bits + ((bits & 0x10000u) >> 1)) >> 16);
+    }
+};
+
 template <class Arch, template <class> class Codec>
 void encode_16_bits(const Rows& rows, std::byte* const* planes) noexcept {
     constexpr std::uint64_t lanes = F32<Arch>::size;

@@ -36,6 +36,7 @@ const Table& table<Arch>() noexcept {
         .f32 = {&encode_f32<Arch>, &decode_f32<Arch>},
         .f16 = {&encode_16_bits<Arch, HalfCodec>, &decode_16_bits<Arch, HalfCodec>},
         .bf16 = {&encode_16_bits<Arch, BfloatCodec>, &decode_16_bits<Arch, BfloatCodec>},
+        .bf16_nncf = {&encode_16_bits<Arch, NncfBfloatCodec>, &decode_16_bits<Arch, BfloatCodec>},
         .q8_0 = {&encode_blocks<Arch, StagesQ80<Arch>>, &decode_blocks<Arch, BlockQ80>},
         .q4_0 = {&encode_blocks<Arch, StagesSigned<Arch, BlockQ40, 8>,
                                 WeightedScale<Arch, BlockQ40, 8>>,

@@ -12,6 +12,7 @@
 #include "kernels/best_affine_nncf.hpp"
 #include "kernels/best_affine_ort.hpp"
 #include "kernels/mlx_floats.hpp"
+#include "kernels/nncf_floats.hpp"
 
 namespace phiquant::kernels {
 
@@ -31,6 +32,9 @@ const AffineTable& affine_table<Arch>() noexcept {
         .mxfp4 = {&encode_mlx_float<Arch, Mxfp4>},
         .mxfp8 = {&encode_mlx_float<Arch, Mxfp8>},
         .nvfp4 = {&encode_mlx_float<Arch, Nvfp4>},
+        .nncf_nf4 = {&encode_nncf_nf4<Arch>},
+        .nncf_mxfp4 = {&encode_nncf_mx<Arch, 4>},
+        .nncf_mxfp8 = {&encode_nncf_mx<Arch, 8>},
     };
     return kernels;
 }

@@ -42,6 +42,7 @@ struct Table {
                          double* signal) noexcept;
 
     Kernel f32, f16, bf16;
+    Kernel bf16_nncf;  ///< the same type, rounded in OpenVINO's own way
     Kernel q8_0, q4_0, q4_1, q5_0, q5_1;
     Kernel q2_k, q3_k, q4_k, q5_k, q6_k;
     Kernel q1_0, q2_0, tq1_0, tq2_0;

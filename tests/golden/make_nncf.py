@@ -28,6 +28,15 @@ MODES = {
         for group in (16, 32, 64, 128, 256, -1)
     },
 }
+# Of these NNCF's arithmetic for small matrices is another one: only the large are recorded.
+FLOATS = {
+    **{
+        f"nf4_{'channel' if group < 0 else f'g{group}'}": (nncf.CompressWeightsMode.NF4, group)
+        for group in (16, 32, 64, 128, 256, -1)
+    },
+    "mxfp4": (nncf.CompressWeightsMode.MXFP4, 32),
+    "mxfp8": (nncf.CompressWeightsMode.MXFP8_E4M3, 32),
+}
 
 
 def weights(random: int) -> np.ndarray:
@@ -68,10 +77,12 @@ def compressed(values: np.ndarray, mode: nncf.CompressWeightsMode, group: int | 
         kind = node.get_element_type().to_string()
         if kind == "f16":
             found["scales"] = np.array(node.data).reshape(-1)
-        elif kind in ("i4", "u4", "i8", "u8"):
+        elif kind == "f8e8m0":
+            found["scales"] = np.array(node.data).reshape(-1).view(np.uint8)
+        elif kind in ("i4", "u4", "i8", "u8", "nf4", "f4e2m1", "f8e4m3"):
             count = int(np.prod(node.get_output_shape(0)))
             raw = np.array(node.data).reshape(-1).view(np.uint8)
-            if kind.endswith("4"):
+            if kind in ("i4", "u4", "nf4", "f4e2m1"):
                 raw = np.stack([raw & 15, raw >> 4], axis=1).reshape(-1)[:count]
             middle = {"i4": 8, "i8": 128}.get(kind, 0)
             name = "zero_points" if "zero_point" in node.get_friendly_name() else "codes"
@@ -84,7 +95,7 @@ def main() -> None:
     arrays = {}
     for name, random in (("small", 0), ("large", 48)):
         values = arrays[f"{name}.weights"] = weights(random)
-        for codec, (mode, group) in MODES.items():
+        for codec, (mode, group) in (MODES if name == "small" else MODES | FLOATS).items():
             parts = ("codes", "scales", "zero_points")
             for part, array in zip(parts, compressed(values, mode, group), strict=True):
                 arrays[f"{name}.{codec}.{part}"] = array

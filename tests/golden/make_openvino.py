@@ -32,6 +32,11 @@ FORMATS = {
         *("--weight-format", "int4", "--sym", "--group-size", "64", "--ratio", "0.6"),
     ],
     "int4_asym,group=64": ["--weight-format", "int4", "--group-size", "64", "--ratio", "1"],
+    "int4_asym,group=64,awq": [
+        *("--weight-format", "int4", "--group-size", "64", "--ratio", "1", "--awq"),
+    ],
+    "nf4,group=64": ["--weight-format", "nf4", "--group-size", "64", "--ratio", "1"],
+    "mxfp4": ["--weight-format", "mxfp4"],
 }
 PROMPTS = ("select", "function", "chat", "prose", "eval_long")
 FUSED = ("ScaledDotProductAttention", "RoPE", "RMS", "FullyConnected", "MemoryInput")

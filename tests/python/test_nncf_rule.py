@@ -21,6 +21,9 @@ PRESETS = (
     "int4_sym,group=64",
     "int4_asym,group=64",
     "int4_sym,group=64,ratio=0.6",
+    "int4_asym,group=64,awq",
+    "nf4,group=64",
+    "mxfp4",
 )
 
 
@@ -30,7 +33,9 @@ def recorded() -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-CODECS = sorted({name.split(".")[1] for name in recorded() if name.endswith(".codes")})
+ALL = sorted({name.split(".")[1] for name in recorded() if name.endswith(".codes")})
+CODECS = [codec for codec in ALL if codec.startswith("int")]
+FLOATS = [codec for codec in ALL if codec not in CODECS]
 
 
 @pytest.mark.parametrize("arch", _core.available_archs())
@@ -48,6 +53,29 @@ def test_hard_groups_get_nncfs_codes_scales_and_zero_points(size, codec, arch):
         assert np.array_equal(zeros.reshape(-1), arrays[f"{size}.{codec}.zero_points"])
 
 
+@pytest.mark.parametrize("arch", _core.available_archs())
+@pytest.mark.parametrize("codec", FLOATS)
+def test_hard_groups_get_nncfs_small_floats(codec, arch):
+    arrays = recorded()
+    full = f"{codec},layout=openvino" if codec.startswith("mx") else codec
+    codes, scales, _ = _core.encode_affine(full, arrays["large.weights"], arch=arch)
+    assert np.array_equal(codes.reshape(-1), arrays[f"large.{codec}.codes"])
+    found = scales.reshape(-1).astype(np.float16)
+    if codec.startswith("mx"):
+        found = (scales.reshape(-1).view(np.uint32) >> 23).astype(np.uint8)  # exponents
+    assert found.tobytes() == arrays[f"large.{codec}.scales"].tobytes()
+
+
+@pytest.mark.parametrize(("codec", "most"), [("mxfp4", 6), ("mxfp8", 448)])
+def test_powers_of_two_are_scales_as_nncfs_logarithms_round(codec, most):
+    # ceil(log(x) / log(2)) in float32 is one too much for two of them; a run of nncf 3.4 shows which.
+    powers = np.arange(-20, 8)
+    values = np.repeat((most * 2.0**powers).astype(np.float32)[:, None], 32, axis=1)
+    tensor = pq.quantize(values, f"{codec},layout=openvino")
+    wanted = np.where(np.isin(powers, (-13, -15)), powers + 1, powers)
+    assert np.array_equal(np.log2(tensor.scales.reshape(-1)), wanted)
+
+
 def test_hard_groups_are_recorded():
     weights = recorded()["small.weights"]
     assert not weights[0].any()  # all zero
@@ -55,6 +83,7 @@ def test_hard_groups_are_recorded():
     assert (weights[3] >= 0).all()  # of one sign
     assert (weights[4] <= 0).all()
     assert len(CODECS) == 14
+    assert len(FLOATS) == 8
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -74,14 +103,24 @@ def test_every_weight_is_that_of_optimum_intels_export(tmp_path, fixture, preset
     assert planes == wanted
 
 
-BEST = ("int4_sym_g128", "int4_asym_g128", "int4_sym_g64", "int4_asym_g64")
-# Of squared error less than the rule's, on average over a fixture's matrices.
-LESS = {"int4_sym_g128": 0.11, "int4_asym_g128": 0.08, "int4_sym_g64": 0.09, "int4_asym_g64": 0.08}
+# Of squared error less than the rule's, on average over a fixture's matrices. In symmetric groups
+# of 64 the exact optimum is 10.7 % (tests/benchmarks/best_limits.py).
+LESS = {
+    "int4_sym_g128": 0.11,
+    "int4_asym_g128": 0.08,
+    "int4_sym_g64": 0.10,
+    "int4_asym_g64": 0.08,
+    "int4_sym_channel": 0.18,
+    "int4_asym_channel": 0.17,
+    "int8_sym_channel": 0.035,
+    "int8_asym_channel": 0.045,
+}
+BEST = tuple(LESS)
 
 
 def matrices(fixture: str, codec: str) -> list[np.ndarray]:
     checkpoint = pq.open(DATA / fixture)
-    group = int(codec.partition("_g")[2])
+    group = int(codec.partition("_g")[2] or 1)
     found = [np.asarray(checkpoint[name], np.float32) for name in checkpoint if "layers" in name]
     return [matrix for matrix in found if matrix.ndim == 2 and matrix.shape[1] % group == 0]
 
@@ -124,18 +163,21 @@ def test_best_is_the_same_on_every_instruction_set(codec):
         assert all(a.tobytes() == b.tobytes() for a, b in zip(found[0], other, strict=True))
 
 
-def test_best_runs_closer_to_the_source(tmp_path):
+@pytest.mark.parametrize(
+    "preset", ["int4_sym,group=128", "int4_sym,group=channel", "int4_asym,group=64,awq"]
+)
+def test_best_runs_closer_to_the_source(tmp_path, preset):
     divergences = []
     for quality in ("reference", "best"):
         out = tmp_path / quality
-        pq.convert(DATA / "phi35", "openvino:int4_sym,group=128", out, quality=quality)
+        pq.convert(DATA / "phi35", f"openvino:{preset}", out, quality=quality)
         text = DATA / "eval.txt"
         result = evaluate([out], DATA / "phi35", text=text, tokens=1024, context=128)
         divergences.append(result.scores[0].mean_kld)
     assert divergences[1] < divergences[0]
 
 
-def test_best_is_refused_where_rows_share_one_scale():
-    for target in ("openvino:int8", "openvino:int8_sym", "openvino:int4,group=channel"):
-        with pytest.raises(pq.UsageError, match="one scale a row"):
+def test_best_is_refused_where_no_search_is_built():
+    for target in ("openvino:nf4", "openvino:mxfp4"):
+        with pytest.raises(pq.UnsupportedError, match="not to be had"):
             pq.plan(DATA / "phi35", target, quality="best")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,10 @@ import pytest
 import phiquant as pq
 from phiquant.architectures import read_config, spec_from_config
 from phiquant.openvino import read_network
+from phiquant.reference.weights import Weights
 from phiquant.targets.names import PRESETS, parse_target
 from phiquant.targets.openvino_options import settings_of
-from places import DATA
+from places import DATA, FIXTURES
 from tiny_model import config_of, weights_of, write_model
 
 
@@ -35,6 +38,9 @@ def encoding(config: Path, target: str, role: str = "ffn_down") -> str:
         ("int4_asym", "int4_asym_g128", "int8_asym_channel"),
         ("int4_sym,group=32", "int4_sym_g32", "int8_asym_channel"),
         ("int4_asym,group=channel,ratio=1.0", "int4_asym_channel", "int8_asym_channel"),
+        ("nf4", "nf4_g128", "int8_asym_channel"),
+        ("nf4,group=channel", "nf4_channel", "int8_asym_channel"),
+        ("mxfp4", "mxfp4", "mxfp8"),
     ],
 )
 def test_presets_are_nncfs_modes(target: str, matrix: str, outer: str) -> None:
@@ -46,18 +52,96 @@ def test_presets_are_nncfs_modes(target: str, matrix: str, outer: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "group"),
+    ("config", "group", "awq"),
     [
-        ("phi-3-mini-4k-instruct", 64),
-        ("phi-3.5-mini-instruct", 64),
-        ("phi-4-mini-instruct", 64),
-        ("phi-3-medium-4k-instruct", 128),
-        ("phi-4", 128),
+        ("phi-3-mini-4k-instruct", 64, False),
+        ("phi-3.5-mini-instruct", 64, True),
+        ("phi-4-mini-instruct", 64, True),
+        ("phi-3-medium-4k-instruct", 128, False),
+        ("phi-4", 128, False),
     ],
 )
-def test_int4_alone_takes_optimum_intels_group_for_the_model(config: str, group: int) -> None:
-    path = DATA / "configs" / f"{config}.json"
-    assert encoding(path, "openvino:int4").startswith(f"int4_asym_g{group},")
+def test_int4_alone_is_optimum_intels_default_for_the_model(
+    config: str, group: int, awq: bool
+) -> None:
+    spec = spec_from_config(read_config(DATA / "configs" / f"{config}.json"))
+    settings = settings_of(parse_target("openvino:int4"), spec)
+    assert settings.matrix.codec.startswith(f"int4_asym_g{group},")
+    assert settings.awq == awq
+    assert len(settings.scaled(spec)) == (spec.layers if awq else 0)
+    assert any("estimates scales" in note for note in settings.notes) == (group == 64 and not awq)
+    assert not settings_of(parse_target("openvino:int4,noawq"), spec).awq
+    assert not settings_of(parse_target("openvino:int4,group=64"), spec).awq
+    assert settings_of(parse_target("openvino:int4_sym,awq"), spec).awq
+    # Phi-4-reasoning is Phi-4 with a longer context, and named in those defaults.
+    if config == "phi-4":
+        reasoning = settings_of(parse_target("openvino:int4"), replace(spec, context=32768))
+        assert reasoning.matrix.group == 64
+        assert not reasoning.awq
+
+
+def test_awq_leaves_what_has_eight_bits_as_it_is() -> None:
+    spec = spec_from_config(read_config(DATA / "phi35" / "config.json"))
+    settings = settings_of(
+        parse_target("openvino:int4_asym,group=64,awq"), spec, [("*.2.*down*", "int8_sym_channel")]
+    )
+    assert [tensor.layer for tensor in settings.scaled(spec)] == [0, 1, 3, 4, 5]
+
+
+def weights_as_float32(folder: Path) -> dict[str, np.ndarray]:
+    opened = pq.open(folder)
+    whole = Weights(opened)
+    return {name: whole.whole(name) for name in opened.entries if "down_proj" in name}
+
+
+@pytest.mark.parametrize("fixture", FIXTURES)
+def test_scaled_columns_are_read_back_as_the_sources(tmp_path: Path, fixture: str) -> None:
+    source = pq.open(DATA / fixture)
+    made = {}
+    for target in ("int4_asym,group=64,awq", "int4_asym,group=64"):
+        pq.convert(DATA / fixture, f"openvino:{target}", tmp_path / target)
+        made[target] = weights_as_float32(tmp_path / target)
+    for name, found in made["int4_asym,group=64,awq"].items():
+        wanted = np.asarray(source[name], np.float32)
+        assert abs(found - wanted).mean() < 0.12 * abs(wanted).mean()
+        opened = pq.open(tmp_path / "int4_asym,group=64,awq")[name]
+        assert np.array_equal(opened.dequantize(), found)
+        assert not np.array_equal(found, made["int4_asym,group=64"][name])
+
+
+def test_best_folds_awq_into_the_rows_before(tmp_path: Path) -> None:
+    target = "openvino:int4_asym,group=64,awq"
+    for quality in ("reference", "best"):
+        pq.convert(DATA / "phi35", target, tmp_path / quality, quality=quality)
+    kinds = {
+        quality: Counter(
+            layer.kind
+            for layer in read_network(tmp_path / quality / "openvino_model.xml").layers.values()
+        )
+        for quality in ("reference", "best")
+    }
+    assert kinds["reference"]["Multiply"] - kinds["best"]["Multiply"] == 6
+    # Rows of up times columns of down are what they were in the source; columns of down are alike.
+    source, made = pq.open(DATA / "phi35"), pq.open(tmp_path / "best")
+    up, down = (f"model.layers.3.mlp.{part}.weight" for part in ("gate_up_proj", "down_proj"))
+    half = len(np.asarray(source[up])) // 2
+    before = [np.asarray(source[name], np.float32) for name in (down, up)]
+    after = [made[name].dequantize() for name in (down, up)]
+    wanted, found = (matrices[0] @ matrices[1][half:] for matrices in (before, after))
+    assert np.linalg.norm(found - wanted) < 0.15 * np.linalg.norm(wanted)
+    spread = [np.std(abs(m).mean(axis=0)) / abs(m).mean() for m in (before[0], after[0])]
+    assert spread[1] < 0.3 * spread[0]
+
+
+def test_the_measurement_behind_awq_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = "openvino:int4_asym,group=64,awq"
+    first = pq.plan(DATA / "phi4mini", target).to_json()
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("weights were read again")
+
+    monkeypatch.setattr("phiquant.reference.weights.Weights", refuse)
+    assert pq.plan(DATA / "phi4mini", target).to_json() == first
 
 
 def test_rows_that_no_group_of_128_divides_get_groups_of_64() -> None:
@@ -82,8 +166,11 @@ def test_rows_that_no_group_of_128_divides_get_groups_of_64() -> None:
         ("openvino:int4,ratio", "no part of the weights"),
         ("openvino:int4,block=32", "no option 'block'"),
         ("openvino:int5", "openvino has no preset"),
-        ("openvino:nf4", "does not write openvino:nf4 yet"),
-        ("openvino:mxfp4", "does not write openvino:mxfp4 yet"),
+        ("openvino:int4,awq,noawq", "awq or noawq"),
+        ("openvino:int4,awq=yes", "no option 'awq'"),
+        ("openvino:int8,awq", "int8 has no groups"),
+        ("openvino:mxfp4,group=64", "mxfp4 has no groups"),
+        ("openvino:nf4,group=128", r"rows of 320.*group=16 or 32 or 64 or channel"),
         ("openvino", "without a preset"),
     ],
 )

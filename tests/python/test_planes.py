@@ -116,10 +116,10 @@ def test_names_of_codecs_that_are_none(name: str) -> None:
         find_codec(name)
 
 
-@pytest.mark.parametrize("rule", ["ort", "nncf"])
-def test_whole_rows_have_no_best_instead_of_the_same_under_another_name(rule: str) -> None:
+@pytest.mark.parametrize("codec", ["int8_sym_channel", "nf4_g64", "mxfp4,layout=openvino"])
+def test_no_best_is_the_same_under_another_name(codec: str) -> None:
     with pytest.raises(pq.UnsupportedError, match="is not to be had"):
-        pq.quantize(matrix(), f"int8_sym_channel,rule={rule}", quality="best")
+        pq.quantize(matrix(), codec, quality="best")
 
 
 def test_defaults_are_left_out_of_names() -> None:

@@ -24,6 +24,9 @@ QUANTIZED = (
     "int4_sym,group=64",
     "int4_asym,group=64",
     "int4_sym,group=64,ratio=0.6",
+    "int4_asym,group=64,awq",
+    "nf4,group=64",
+    "mxfp4",
 )
 GREEDY = ("select", "function", "chat", "prose")
 

@@ -135,6 +135,11 @@ class Weights:
         values: NDArray[np.float32] = QuantizedTensor(
             pieces[0], (high - low, columns), codec, tuple(pieces)
         ).dequantize(threads=self.threads)
+        if entry.column_scale is not None:
+            place = entry.column_scale
+            values *= np.frombuffer(
+                self._bytes(entry, place.file, place.offset, place.nbytes), np.float32
+            )
         return values[begin - low : end - low]
 
     def _bytes(self, entry: TensorEntry, file: int, offset: int, count: int) -> bytes:

@@ -25,14 +25,13 @@ GGUF_CODECS: Final = tuple(BLOCK)
 PRESETS: Final[Mapping[str, tuple[str, ...]]] = {
     "gguf": GGUF_PRESETS,
     "onnx": ("fp32", "fp16", "int8", "int8-dynamic", "int8-static", "int4"),
-    "openvino": (*("fp16", "int8", "int8_sym", "int4", "int4_sym", "int4_asym"),),
+    "openvino": ("fp16", "int8", "int8_sym", "int4", "int4_sym", "int4_asym", "nf4", "mxfp4"),
     "mlx": MLX_PRESETS,
     "hf": HF_PRESETS,
 }
 
 # Presets of later versions that people will try, so that the answer is "not yet" and no guess.
 _LATER: Final[Mapping[str, tuple[str, ...]]] = {
-    "openvino": ("nf4", "mxfp4"),
     "hf": ("nvfp4",),
 }
 _FORMATS = tuple(PRESETS)

@@ -15,12 +15,14 @@ from phiquant import _core, openvino
 from phiquant.architectures import ModelSpec
 from phiquant.checkpoint import Checkpoint
 from phiquant.codecs import find_codec
-from phiquant.errors import InternalError, UsageError
+from phiquant.errors import InternalError
+from phiquant.measure.columns import column_magnitudes
 from phiquant.measure.rounding import row_errors
 from phiquant.plan import PlannedFile, PlannedTarget, PlannedTensor
 from phiquant.targets.gguf_metadata import SourceFacts
 from phiquant.targets.modelfile import eos_ids
 from phiquant.targets.names import Target, default_output
+from phiquant.targets.openvino_awq import Scaling
 from phiquant.targets.openvino_graph import Graph
 from phiquant.targets.openvino_model import decoder
 from phiquant.targets.openvino_options import Settings, mixed, settings_of
@@ -53,8 +55,7 @@ def plan_openvino(
     Parameters
     ----------
     best : bool
-        Search the groups' scales for the least squared error; scales of whole rows (embedding and
-        output) stay the rule's.
+        Search scales and zero points for the least squared error.
     overrides : iterable of (glob, name)
         On source tensor names; see :func:`phiquant.targets.openvino_options.settings_of`.
     importance : mapping of str to float32 array, optional
@@ -66,20 +67,21 @@ def plan_openvino(
         Options that make no sense, a tokenizer that OpenVINO's operations cannot be, missing files.
     """
     settings = settings_of(target, spec, overrides)
-    if best and settings.matrix.bits < 16 and settings.matrix.group is None:
-        raise UsageError(
-            f"'{target}' has one scale a row, which quality='best' does not search for",
-            remedy="Take groups, as openvino:int4_sym,group=128, or leave quality out.",
-        )
     if settings.ratio < 1:
         names = [t.source for t in spec.tensors if t.layer is not None and len(t.shape) == 2]
         settings = mixed(settings, spec, row_errors(checkpoint, names, _BACKUP))
     notes = settings.notes
+    magnitudes = {}
+    if downs := [tensor.source for tensor in settings.scaled(spec)]:
+        magnitudes = column_magnitudes(checkpoint, downs)
+        where = "in the rows before them" if best else "by a Multiply, as NNCF has it"
+        notes = (*notes, f"AWQ without data: down projections' columns are scaled, undone {where}")
+    scaling = Scaling(checkpoint, spec, magnitudes, best)
     if importance and not best:
         notes = (*notes, "NNCF's rule heeds no importance: it needs quality='best'")
-    graph = decoder(spec, settings.encoding)
+    graph = decoder(spec, settings.encoding, scaling.input_scales)
     files = [
-        *_model_files(graph, spec, settings, target, best, importance or {}),
+        *_model_files(graph, spec, settings, target, scaling, importance or {}),
         *_tokenizer_files(TOKENIZER, tokenizer, checkpoint, spec),
         *_tokenizer_files(DETOKENIZER, tokenizer, checkpoint, spec),
     ]
@@ -112,10 +114,11 @@ def _model_files(
     spec: ModelSpec,
     settings: Settings,
     target: Target,
-    best: bool,
+    scaling: Scaling,
     importance: Mapping[str, NDArray[np.float32]],
 ) -> list[PlannedFile]:
     tensors = []
+    best = scaling.best
     by_source = spec.by_source()
     stored = [item for item in graph.stored() if item.source]
     for item in stored:
@@ -125,10 +128,10 @@ def _model_files(
         planes = codec.planes(*role.shape) if codec.has_planes else ()
         if planes and planes[item.plane].nbytes != item.nbytes:
             raise InternalError("a plane is not as the graph has it", tensor=item.label)
-        # Embedding and output keep the rule's scale a row, as NNCF's backup; nothing is searched.
-        searched = best and encoding.group is not None
+        searched = best and encoding.bits < 16
         if searched:
             check_best(codec, tensor=item.source)
+        weights = importance.get(item.source) if searched else None
         tensors.append(
             PlannedTensor(
                 item.label,
@@ -137,9 +140,12 @@ def _model_files(
                 role.shape if item.plane == 0 else item.shape,
                 item.offset,
                 item.nbytes,
-                importance=importance.get(item.source) if searched else None,
+                importance=scaling.importance(role, weights),
                 best=searched,
                 plane=item.plane,
+                column_scale=scaling.columns.get(item.source),
+                row_scale=scaling.rows.get(item.source),
+                scaled_in=scaling.scaled_in(item.source),
             )
         )
     # The graph is made for halves where it says so: NNCF and optimum-intel write both settings.

@@ -20,8 +20,9 @@ ALIGNMENT: Final = 64
 
 #: Bits of an element, for the element types that graphs use.
 ELEMENT_BITS: Final = dict(
-    i4=4, u4=4, i8=8, u8=8, boolean=8, f16=16, bf16=16, i32=32, f32=32, i64=64
-)
+    i4=4, u4=4, i8=8, u8=8, boolean=8, f16=16, bf16=16, i32=32, f32=32, i64=64,
+    nf4=4, f4e2m1=4, f8e4m3=8, f8e8m0=8,
+)  # fmt: skip
 _NUMPY_TYPES = {"?": "boolean", "i1": "i8", "u1": "u8", "f2": "f16", "i4": "i32", "i8": "i64"}
 _NUMPY_TYPES |= {"f4": "f32"}
 # How ports spell element types.
@@ -141,6 +142,11 @@ class Graph:
         """A constant that is made from a tensor of the checkpoint, or one plane of it."""
         nbytes = (math.prod(shape) * ELEMENT_BITS[element_type] + 7) // 8
         return self._constant(element_type, tuple(shape), nbytes, label, source, plane, b"")
+
+    def numbers(self, values: NDArray[np.float32], label: str) -> Value:
+        """A constant of the graph's own under a name of its own, which readers find it by."""
+        data = np.asarray(values, "<f4").tobytes()
+        return self._constant("f32", values.shape, len(data), label, "", 0, data)
 
     def data(self, data: bytes, label: str) -> Value:
         """A constant of bytes (u8), of any length."""

@@ -7,12 +7,14 @@ own, and that openvino_genai turns into paged attention: the form of optimum-int
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from phiquant.architectures import ModelSpec
 from phiquant.architectures.spec import LongRope, TensorRole
+from phiquant.openvino_folder import INPUT_SCALE
 from phiquant.targets.openvino_graph import Graph, Value
 from phiquant.targets.openvino_weights import Encoding, stored_matrix, stored_vector
 
@@ -21,7 +23,11 @@ _MASKED = -65504.0
 _TO_THE_END = (1 << 63) - 1
 
 
-def decoder(spec: ModelSpec, encoding: Callable[[TensorRole], Encoding]) -> Graph:
+def decoder(
+    spec: ModelSpec,
+    encoding: Callable[[TensorRole], Encoding],
+    input_scales: Mapping[str, NDArray[np.float32]] | None = None,
+) -> Graph:
     """The whole model: token ids to logits, with the keys and values of past tokens as state.
 
     Inputs are ``input_ids``, ``attention_mask`` and ``position_ids`` (i64, [batch, tokens]) and
@@ -33,14 +39,23 @@ def decoder(spec: ModelSpec, encoding: Callable[[TensorRole], Encoding]) -> Grap
     spec : ModelSpec
     encoding : callable
         How each tensor is stored.
+    input_scales : mapping of str to float32 array, optional
+        By source name of a down projection: what its inputs are multiplied by, one factor each,
+        because its columns are stored divided by that. In the form of NNCF's AWQ, behind Swish.
     """
-    return _Builder(spec, encoding).build()
+    return _Builder(spec, encoding, input_scales or {}).build()
 
 
 class _Builder:
-    def __init__(self, spec: ModelSpec, encoding: Callable[[TensorRole], Encoding]) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        encoding: Callable[[TensorRole], Encoding],
+        input_scales: Mapping[str, NDArray[np.float32]],
+    ) -> None:
         self.spec = spec
         self.encoding = encoding
+        self.input_scales = input_scales
         self.graph = Graph("phiquant")
         self.tensors = {(tensor.role, tensor.layer): tensor for tensor in spec.tensors}
         self._weights: dict[str, Value] = {}
@@ -281,7 +296,14 @@ class _Builder:
         gate, up = graph.add_many(
             "VariadicSplit", both, self._int(-1), self._ints([size, size]), types=["f32", "f32"]
         )
-        inner = self._arithmetic("Multiply", up, graph.add("Swish", gate, version="opset4"))
+        gated = graph.add("Swish", gate, version="opset4")
+        source = self._tensor("ffn_down", layer).source
+        if source in self.input_scales:
+            factors = self.input_scales[source][None, None]
+            gated = self._arithmetic(
+                "Multiply", gated, graph.numbers(factors, source + INPUT_SCALE)
+            )
+        inner = self._arithmetic("Multiply", up, gated)
         down = self._matmul(inner, self._weight("ffn_down", layer), f"{label}_down")
         return self._arithmetic("Add", hidden, down)
 

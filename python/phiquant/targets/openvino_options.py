@@ -18,8 +18,12 @@ GROUPS: Final = (16, 32, 64, 128, 256)
 _NUMBERS = Encoding(32)
 _BACKUP = Encoding(8, symmetric=False)
 _OUTER = ("embedding", "output")
-# The width of the models that optimum-intel's defaults name: Phi-3-mini, Phi-3.5-mini, Phi-4-mini.
+_MX = Encoding(8, group=32, levels="mxfp8")
+# The width of the models that optimum-intel's defaults name: Phi-3-mini, Phi-3.5-mini, Phi-4-mini;
+# and what tells Phi-4-reasoning, which they name, from Phi-4, which they don't.
 _MINI = 3072
+_REASONING = (5120, 32768)
+_GROUPED = ("int4", "int4_sym", "int4_asym", "nf4")
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class Settings:
     ratio : float
         Part of the layers' weights that may be stored as ``matrix``; the others are stored as the
         embedding is.
+    awq : bool
+        Whether columns of down projections of 4 bits are scaled by NNCF's AWQ without data.
     """
 
     matrix: Encoding
@@ -46,6 +52,12 @@ class Settings:
     notes: tuple[str, ...] = ()
     overrides: Mapping[str, Encoding] = field(default_factory=dict)
     ratio: float = 1.0
+    awq: bool = False
+
+    def scaled(self, spec: ModelSpec) -> list[TensorRole]:
+        """The matrices whose columns AWQ scales: NNCF finds no others behind a Swish."""
+        downs = [tensor for tensor in spec.tensors if tensor.role == "ffn_down"]
+        return [tensor for tensor in downs if self.awq and self.encoding(tensor).bits == 4]
 
     def encoding(self, tensor: TensorRole) -> Encoding:
         """How a tensor is stored; norms as float32, as NNCF leaves them."""
@@ -65,7 +77,8 @@ def settings_of(
     ----------
     overrides : iterable of (glob, name)
         On source tensor names; the first match decides. Names are ``f16 f32``,
-        ``int{4,8}_{sym,asym}_{g16,g32,g64,g128,g256,channel}``.
+        ``int{4,8}_{sym,asym}_{g16,g32,g64,g128,g256,channel}``,
+        ``nf4_{g16,g32,g64,g128,g256,channel}``, ``mxfp4`` and ``mxfp8``.
 
     Raises
     ------
@@ -100,43 +113,68 @@ def _overrides(spec: ModelSpec, overrides: Iterable[tuple[str, str]]) -> dict[st
 def _encoding(name: str) -> Encoding:
     if name in ("f16", "f32"):
         return Encoding(int(name[1:]))
-    match = re.fullmatch(r"int([48])_(sym|asym)_(?:g(16|32|64|128|256)|channel)", name)
+    if name in ("mxfp4", "mxfp8"):
+        return Encoding(int(name[-1]), group=32, levels=name)
+    match = re.fullmatch(r"(int([48])_(sym|asym)|nf4)_(?:g(16|32|64|128|256)|channel)", name)
     if not match:
         raise UsageError(
             f"OpenVINO targets have no codec '{name}'",
-            remedy="There are f16, f32 and int{4,8}_{sym,asym}_{g16,g32,g64,g128,g256,channel}.",
+            remedy="There are f16, f32, int{4,8}_{sym,asym}_{g16,g32,g64,g128,g256,channel}, "
+            "nf4_{g16,...,channel}, mxfp4 and mxfp8.",
         )
-    group = None if match[3] is None else int(match[3])
-    return Encoding(int(match[1]), match[2] == "sym", group)
+    group = None if match[4] is None else int(match[4])
+    if match[1] == "nf4":
+        return Encoding(4, group=group, levels="nf4")
+    return Encoding(int(match[2]), match[3] == "sym", group)
 
 
 def _settings(target: Target, spec: ModelSpec) -> Settings:
     group, ratio = None, 1.0
+    awq: bool | None = None
     for key, value in target.options:
-        if key == "ratio":
+        if key in ("awq", "noawq") and value is True:
+            if awq is not None:
+                raise UsageError(f"'{target}': awq or noawq", remedy="Choose one of them.")
+            awq = key == "awq"
+        elif key == "ratio":
             ratio = _ratio(target, value)
         elif key != "group":
             raise UsageError(
                 f"'{target}': OpenVINO targets have no option '{key}'",
-                remedy="There are group=16|32|64|128|256|channel and ratio=0.0 to 1.0.",
+                remedy="There are group=16|32|64|128|256|channel, ratio=0.0 to 1.0, awq and noawq.",
             )
         else:
             group = str(value)
-        if not target.preset.startswith("int4"):
+        if target.preset not in _GROUPED:
             raise UsageError(
-                f"'{target}': '{key}' is for int4, and {target.preset} has no groups",
-                remedy="Leave it out, or choose int4, int4_sym or int4_asym.",
+                f"'{target}': '{key}' is for int4 and nf4; {target.preset} has no groups to choose",
+                remedy=f"Leave it out, or choose {', '.join(_GROUPED)}.",
             )
+    settings = _chosen(target, spec, group)
+    return replace(settings, ratio=ratio, awq=settings.awq if awq is None else awq)
+
+
+def _chosen(target: Target, spec: ModelSpec, group: str | None) -> Settings:
+    """What preset and group make, and whether the default has AWQ."""
     if target.preset == "fp16":
         return Settings(Encoding(16), Encoding(16))
     if target.preset in ("int8", "int8_sym"):
         encoding = Encoding(8, symmetric=target.preset == "int8_sym")
         return Settings(encoding, encoding)
+    if target.preset == "mxfp4":
+        unfit = [t for t in spec.tensors if len(t.shape) == 2 and t.shape[1] % 32]
+        if unfit:
+            raise UsageError(
+                f"has rows of {unfit[0].shape[1]}, no multiple of mxfp4's groups of 32",
+                tensor=unfit[0].source,
+                remedy="Take int4_sym,group=channel.",
+            )
+        return Settings(Encoding(4, group=32, levels="mxfp4"), _MX)
     if group is None:
-        return replace(_default_group(target, spec), ratio=ratio)
-    symmetric = target.preset == "int4_sym"
+        return _default_group(target, spec)
+    matrix = _of_four(target)
     if group == "channel":
-        return Settings(Encoding(4, symmetric), _BACKUP, ratio=ratio)
+        return Settings(matrix, _BACKUP)
     if not group.isascii() or not group.isdigit() or int(group) not in GROUPS:
         raise UsageError(
             f"'{target}': '{group}' is no group",
@@ -151,7 +189,14 @@ def _settings(target: Target, spec: ModelSpec) -> Settings:
             tensor=unfit[0].source,
             remedy=f"Take group={' or '.join([*fits, 'channel'])}.",
         )
-    return Settings(Encoding(4, symmetric, wanted), _BACKUP, ratio=ratio)
+    return Settings(replace(matrix, group=wanted), _BACKUP)
+
+
+def _of_four(target: Target) -> Encoding:
+    """The preset's 4 bits, a scale a row."""
+    if target.preset == "nf4":
+        return Encoding(4, levels="nf4")
+    return Encoding(4, symmetric=target.preset == "int4_sym")
 
 
 def _ratio(target: Target, value: str | bool) -> float:
@@ -191,20 +236,25 @@ def mixed(settings: Settings, spec: ModelSpec, errors: Mapping[str, float]) -> S
 
 
 def _default_group(target: Target, spec: ModelSpec) -> Settings:
-    """The group where none is asked for: NNCF's, or optimum-intel's for the model."""
-    wanted, notes = 128, []
+    """What is not asked for: NNCF's group, or optimum-intel's group and AWQ for the model."""
+    wanted, awq, notes = 128, False, []
     if target.preset == "int4" and spec.hidden_size == _MINI:
         wanted = 64
-        notes.append(
-            "optimum-intel's default for this model also moves scales between columns (AWQ, or "
-            "scale estimation with text), which this version does not"
-        )
-    symmetric = target.preset == "int4_sym"
+        # Phi-3.5-mini and Phi-4-mini, which have longrope; Phi-3-mini-4k has not.
+        awq = spec.rope.scaling is not None
+        if not awq:
+            notes.append(
+                "optimum-intel's default for this model also estimates scales with text, which "
+                "this version does not: its scales are NNCF's without data, on the same grid"
+            )
+    elif target.preset == "int4" and (spec.hidden_size, spec.context) == _REASONING:
+        wanted = 64
     size = next((size for size in (wanted, 64, 32, 16) if _fits(spec, size)), None)
     if size != wanted:
         instead = "one scale a row" if size is None else f"groups of {size}"
         notes.append(f"some rows are no multiple of {wanted}: {instead} instead")
-    return Settings(Encoding(4, symmetric, size), _BACKUP, tuple(notes))
+    matrix = replace(_of_four(target), group=size)
+    return Settings(matrix, _BACKUP, tuple(notes), awq=awq)
 
 
 def _fits(spec: ModelSpec, size: int) -> bool:

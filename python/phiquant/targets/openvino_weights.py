@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from phiquant.architectures.spec import TensorRole
 from phiquant.targets.openvino_graph import Graph, Value
+
+_ELEMENTS: Final = {"nf4": "nf4", "mxfp4": "f4e2m1", "mxfp8": "f8e4m3"}
 
 
 @dataclass(frozen=True)
@@ -20,20 +23,38 @@ class Encoding:
         Without zero points; the codes are signed then.
     group : int or None
         Values of a row that share a scale; None for the whole row.
+    levels : str
+        Of small floats: ``nf4``, ``mxfp4`` or ``mxfp8`` (symmetric); empty where codes are
+        integers.
     """
 
     bits: int
     symmetric: bool = True
     group: int | None = None
+    levels: str = ""
 
     @property
     def codec(self) -> str:
         """phiquant's name of it."""
         if self.bits >= 16:
             return f"f{self.bits}"
+        if self.levels.startswith("mx"):
+            return f"{self.levels},layout=openvino"
         kind = "sym" if self.symmetric else "asym"
         group = "channel" if self.group is None else f"g{self.group}"
-        return f"int{self.bits}_{kind}_{group},rule=nncf"
+        return f"nf4_{group}" if self.levels else f"int{self.bits}_{kind}_{group},rule=nncf"
+
+    @property
+    def element_type(self) -> str:
+        """OpenVINO's name of the codes' type."""
+        if self.levels:
+            return _ELEMENTS[self.levels]
+        return f"{'i' if self.symmetric else 'u'}{self.bits}"
+
+    @property
+    def scale_type(self) -> str:
+        """OpenVINO's name of the scales' type."""
+        return "f8e8m0" if self.levels.startswith("mx") else "f16"
 
 
 def stored_vector(graph: Graph, tensor: TensorRole, encoding: Encoding) -> Value:
@@ -54,9 +75,11 @@ def stored_matrix(graph: Graph, tensor: TensorRole, encoding: Encoding) -> Value
     if encoding.group is not None:
         groups = columns // encoding.group
         codes, scales = (rows, groups, encoding.group), (rows, groups, 1)
-    kind = f"{'i' if encoding.symmetric else 'u'}{encoding.bits}"
+    kind = encoding.element_type
     value = graph.convert(graph.weight(source, 0, kind, codes, source), "f16")
-    scale = graph.weight(source, 1, "f16", scales, f"{source}/scale")
+    scale = graph.weight(source, 1, encoding.scale_type, scales, f"{source}/scale")
+    if scale.type != "f16":
+        scale = graph.convert(scale, "f16")
     if not encoding.symmetric:
         zero = graph.weight(source, 2, kind, scales, f"{source}/zero_point")
         zero = graph.convert(zero, "f16")
