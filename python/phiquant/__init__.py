@@ -26,6 +26,7 @@ from phiquant.tensor import QuantizedTensor, quantize
 
 if TYPE_CHECKING:
     from phiquant import gguf, onnx, safetensors
+    from phiquant.advice import advise
     from phiquant.measure import calibrate, read_importance
     from phiquant.registry import models
     from phiquant.simulation import Simulation, simulate
@@ -49,6 +50,7 @@ __all__ = [
     "UsageError",
     "ValueRangeError",
     "__version__",
+    "advise",
     "all_codecs",
     "calibrate",
     "convert",
@@ -65,6 +67,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "advise":
+        from phiquant.advice import advise
+
+        return advise
     # Serializers and the forward pass are for few: they are loaded when they are asked for.
     if name in ("gguf", "onnx", "safetensors"):
         return import_module(f"phiquant.{name}")

@@ -22,6 +22,7 @@ _COMMANDS = {
     "bench": ("bench", "Run results in their runtimes: speed and memory side by side."),
     "compare": ("compare", "Compare codecs, bytes and weights of two models' files."),
     "inspect": ("inspect", "Show metadata and tensors of a model's files."),
+    "advise": ("advise", "Tell which targets suit a device and its memory."),
     "formats": ("formats", "List targets and codecs."),
     "models": ("models", "List what was made on this machine, and look after it."),
     "push": ("push", "Upload a result to the Hugging Face hub."),
