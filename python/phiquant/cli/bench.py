@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import click
 
-from phiquant.cli.options import SETTINGS, Command, json_option, option, quiet_option
+from phiquant.cli.options import SETTINGS, Command, Function, json_option, option, quiet_option
 from phiquant.cli.shares import watcher
 from phiquant.cli.terminal import Words, put, put_json
 
@@ -17,40 +19,25 @@ _WHAT = "What to run"
 _HOW = "How to run"
 
 
+def _number(
+    name: str, section: str, least: int, default: int, about: str
+) -> Callable[[Function], Function]:
+    return option(
+        name,
+        section=section,
+        metavar="N",
+        type=click.IntRange(least),
+        default=default,
+        help=f"{about} Default: {default}.",
+    )
+
+
 @click.command("bench", cls=Command, context_settings=SETTINGS, epilog=_EXAMPLES)
 @click.argument("outputs", metavar="OUT...", type=click.Path(), nargs=-1, required=True)
-@option(
-    "--prompt",
-    section=_WHAT,
-    metavar="N",
-    type=click.IntRange(1),
-    default=512,
-    help="Tokens of the prompt. Default: 512.",
-)
-@option(
-    "--decode",
-    section=_WHAT,
-    metavar="N",
-    type=click.IntRange(1),
-    default=128,
-    help="Tokens to decode after it. Default: 128.",
-)
-@option(
-    "--warmup",
-    section=_HOW,
-    metavar="N",
-    type=click.IntRange(0),
-    default=1,
-    help="Runs that do not count. Default: 1.",
-)
-@option(
-    "--repeats",
-    section=_HOW,
-    metavar="N",
-    type=click.IntRange(1),
-    default=5,
-    help="Runs that do. Default: 5.",
-)
+@_number("--prompt", _WHAT, 1, 512, "Tokens of the prompt.")
+@_number("--decode", _WHAT, 1, 128, "Tokens to decode after it.")
+@_number("--warmup", _HOW, 0, 1, "Runs that do not count.")
+@_number("--repeats", _HOW, 1, 5, "Runs that do.")
 @option(
     "--threads",
     section=_HOW,
