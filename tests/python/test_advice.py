@@ -16,8 +16,9 @@ import phiquant as pq
 from phiquant.advice import advise
 from phiquant.advice.candidates import DEVICES, candidates
 from phiquant.advice.models import KNOWN, shape_of
-from phiquant.advice.ranking import PURPOSES, parse_memory
+from phiquant.advice.ranking import PURPOSES
 from phiquant.advice.record import loss_of
+from phiquant.advice.sizes import parse_memory
 from phiquant.architectures import spec_from_config
 from phiquant.runtimes import runtime_of
 

@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from phiquant import catalogue
 from phiquant.advice.candidates import DEVICES, Candidate, candidates
 from phiquant.advice.models import EXAMPLES, shape_of
 from phiquant.advice.record import (
     Loss,
-    Speed,
     about_divergence,
     about_speed,
     fixture_of,
     loss_of,
     speed_of,
 )
+from phiquant.advice.result import Advice, Suggestion
+from phiquant.advice.sizes import Planner, cache_values, parse_memory, planner_of, sizes_of
 from phiquant.architectures import ModelSpec
 from phiquant.checkpoint import Checkpoint, open_checkpoint
-from phiquant.convert import plan
 from phiquant.description import describe
 from phiquant.errors import PhiquantError, UsageError
-from phiquant.models import model_of
-from phiquant.moves import is_quantized
-from phiquant.plan import PlannedTarget
-from phiquant.targets.gguf import Choices
 from phiquant.targets.names import parse_target
-from phiquant.targets.planning import Wishes, plan_target
-from phiquant.texts import bytes_text, table
+from phiquant.texts import bytes_text
 
 #: What the model is for: tokens of context by default, and the number that decides.
 PURPOSES: Final[Mapping[str, tuple[int, str]]] = {
@@ -48,118 +41,6 @@ PURPOSES: Final[Mapping[str, tuple[int, str]]] = {
 # What runtimes lose anyway by rounding as they compute (docs/evaluation.md#agreement-with-llama-
 # perplexity): targets below it are as good as each other, and the smallest of them is the best.
 _NOTHING: Final = {"divergence": 0.0003, "same_top": 0.01}
-
-Planner = Callable[[str, str], PlannedTarget]
-
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt])(i?)b?\s*$", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Suggestion:
-    """A target that fits.
-
-    Attributes
-    ----------
-    model, target : str
-    quality : "reference" or "best"
-        What the command asks for: ``best`` where it was measured to lose less.
-    runtime : str
-    nbytes : int
-        Bytes of the result: as planned where there is a source, else of the weights alone.
-    cache_bytes : int
-        Keys and values of the whole context, as the runtime keeps them by default.
-    loss : Loss or None
-        As measured on a small model; None where it was not.
-    speed : Speed or None
-        As measured; None where it was not.
-    reason : str
-    page : str
-        The page of the docs that says more.
-    commands : tuple of str
-        What makes it.
-    """
-
-    model: str
-    target: str
-    quality: str
-    runtime: str
-    nbytes: int
-    cache_bytes: int
-    loss: Loss | None
-    speed: Speed | None
-    reason: str
-    page: str
-    commands: tuple[str, ...]
-
-    @property
-    def memory(self) -> int:
-        """Bytes of weights and cache."""
-        return self.nbytes + self.cache_bytes
-
-
-@dataclass(frozen=True, repr=False)
-class Advice:
-    """What fits, the best first for each model.
-
-    Attributes
-    ----------
-    source : str or None
-    device, purpose : str
-    memory : int
-        Bytes that weights and cache may take.
-    context : int
-        Tokens that the cache is counted for.
-    suggestions : tuple of Suggestion
-    left_out : tuple of (str, str)
-        Targets that the source cannot become, and why.
-    notes : tuple of str
-        Where the figures come from.
-    """
-
-    source: str | None
-    device: str
-    purpose: str
-    memory: int
-    context: int
-    suggestions: tuple[Suggestion, ...]
-    left_out: tuple[tuple[str, str], ...]
-    notes: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it as plain data."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        lines = [
-            f"{self.source or 'Published models'} on {DEVICES[self.device]}, for {self.purpose}: "
-            f"weights and the cache of {self.context} tokens within {bytes_text(self.memory)}"
-        ]
-        named = self.source is None
-        head = ["", *(["model"] if named else []), "target", "quality", "size", "cache"]
-        head += ["divergence", "same top", "tokens/s"]
-        rows = [
-            [
-                str(number),
-                *([one.model] if named else []),
-                one.target,
-                one.quality,
-                bytes_text(one.nbytes),
-                bytes_text(one.cache_bytes),
-                "not measured" if one.loss is None else f"{one.loss.divergence:.5f}",
-                "" if one.loss is None else f"{one.loss.same_top:.1%}",
-                "not measured" if one.speed is None else f"{one.speed.decode:.3g}",
-            ]
-            for number, one in enumerate(self.suggestions, 1)
-        ]
-        lines.append(table(head, rows, "r" + "l" * (len(head) - 6) + "rrrrr"))
-        for number, one in enumerate(self.suggestions, 1):
-            lines.append(f"{number}. {one.target}: {one.reason} ({one.page})")
-            lines += [f"   {command}" for command in one.commands]
-        lines += [f"left out: {target}: {cause}" for target, cause in self.left_out]
-        lines += [f"note: {note}" for note in self.notes]
-        return "\n".join(lines)
-
-    __repr__ = __str__
 
 
 def advise(
@@ -254,28 +135,6 @@ def advise(
     )
 
 
-def parse_memory(text: str | int) -> int:
-    """Bytes of a size of memory: ``8GB``, ``7.5 GiB``, ``500M``.
-
-    Raises
-    ------
-    phiquant.UsageError
-        It is no such size, or nothing.
-    """
-    if isinstance(text, int) and not isinstance(text, bool):
-        count = text
-    else:
-        match = _SIZE.match(text) if isinstance(text, str) else None
-        unit = 1024 if match and match[3] else 1000
-        power = "kmgt".index(match[2].lower()) + 1 if match else 0
-        count = int(float(match[1]) * unit**power) if match else 0
-    if count < 1:
-        raise UsageError(
-            f"{text!r} is no size of memory", remedy="Write it as 8GB, 7.5GiB or 500MB."
-        )
-    return count
-
-
 def _check_words(device: str, purpose: str, context: int | None, most: int) -> None:
     if device not in DEVICES:
         raise UsageError(
@@ -315,8 +174,8 @@ def _of_model(
         listed = [one for one in listed if one.target.startswith("gguf:")]
     fixture = fixture_of(spec)
     losses = {one.target: loss_of(one.measured_as, fixture) for one in listed}
-    planned = None if own is None else _planner(own)
-    sizes, causes = _sizes(spec, planned, listed, losses)
+    planned = None if own is None else planner_of(own)
+    sizes, causes = sizes_of(spec, planned, listed, losses)
     fit: list[Suggestion] = []
     too_large: list[Suggestion] = []
     for one in listed:
@@ -329,7 +188,7 @@ def _of_model(
             quality="reference" if loss is None else loss.quality,
             runtime=one.runtime,
             nbytes=sizes[one.target],
-            cache_bytes=int(_cache_values(spec) * one.cache * context),
+            cache_bytes=int(cache_values(spec) * one.cache * context),
             loss=loss,
             speed=speed_of(one.measured_as),
             reason=f"{_about(one)}; {one.why}",
@@ -364,45 +223,6 @@ def _rank(loss: Loss | None, number: str) -> tuple[int, float]:
     return 0, 0.0 if lost <= _NOTHING[number] else lost
 
 
-def _planner(own: Checkpoint) -> Planner:
-    """What plans a target of the source; small files are read once for all targets."""
-    if own.format != "safetensors" or is_quantized(own):
-        return lambda target, quality: plan(own, target, quality=quality).targets[0]
-    model = model_of(own)
-
-    def planned(target: str, quality: str) -> PlannedTarget:
-        wishes = Wishes(Choices(best=quality == "best"), (), progress=False)
-        return plan_target(model, parse_target(target), wishes)
-
-    return planned
-
-
-def _sizes(
-    spec: ModelSpec,
-    planned: Planner | None,
-    listed: Sequence[Candidate],
-    losses: Mapping[str, Loss | None],
-) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Bytes of each target that the model can become, and why it cannot become the others."""
-    found: dict[str, int] = {}
-    causes = []
-    for one in listed:
-        loss = losses[one.target]
-        try:
-            if planned is None or (loss is not None and loss.importance):
-                found[one.target] = _weights_bytes(spec, one.target)
-            else:
-                found[one.target] = planned(one.target, "reference").nbytes
-        except PhiquantError as error:
-            causes.append((one.target, error.cause))
-    return found, causes
-
-
-@cache
-def _weights_bytes(spec: ModelSpec, target: str) -> int:
-    return catalogue.weights_bytes(spec, parse_target(target))
-
-
 def _with_quality(
     planned: Planner, one: Suggestion, plain: Callable[[str], Loss | None]
 ) -> Suggestion:
@@ -414,11 +234,6 @@ def _with_quality(
             words = tuple(command.replace(" --quality best", "") for command in one.commands)
             return replace(one, quality="reference", loss=plain(one.target), commands=words)
     return one
-
-
-def _cache_values(spec: ModelSpec) -> int:
-    """Keys and values of one token in all layers."""
-    return 2 * spec.layers * spec.attention.kv_heads * spec.attention.head_size
 
 
 def _about(one: Candidate) -> str:
