@@ -277,7 +277,7 @@ def _from_model(
 ) -> Plan:
     """All targets of a model: on their own grids, the portable one, or the source's own."""
     from phiquant import moves
-    from phiquant.models import model_of
+    from phiquant.made_from import model_of
     from phiquant.targets.planning import plan_target
 
     model = model_of(checkpoint, tokenizer=tokenizer)

@@ -124,3 +124,12 @@ def test_no_heavy_peer_is_imported_at_run_time():
             elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
                 names = [node.module]
             assert not banned & {n.split(".")[0] for n in names}, name
+
+
+def test_no_module_has_the_name_of_a_public_function():
+    """Importing such a module would put it in the function's place."""
+    import phiquant
+
+    # These two are imported with the package, and the function is put in their place at once.
+    names = {name for name in phiquant.__all__ if callable(getattr(phiquant, name))}
+    assert {name for name in names if f"phiquant.{name}" in modules()} <= {"convert", "plan"}

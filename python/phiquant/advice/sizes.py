@@ -13,7 +13,7 @@ from phiquant.architectures import ModelSpec
 from phiquant.checkpoint import Checkpoint
 from phiquant.convert import plan
 from phiquant.errors import PhiquantError, UsageError
-from phiquant.models import model_of
+from phiquant.made_from import model_of
 from phiquant.moves import is_quantized
 from phiquant.plan import PlannedTarget
 from phiquant.targets.gguf import Choices
