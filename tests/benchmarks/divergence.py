@@ -168,7 +168,10 @@ def rows_of(fixture: str, targets: Sequence[str], threads: int) -> Iterable[dict
                     row["squared_error"] = round(float(np.mean(shares)), 4)
                     row["squared_error_worst"] = round(max(shares), 4)
                 reference = errors
-                yield row | in_runtime(report.path, ids, base, threads)
+                try:
+                    yield row | in_runtime(report.path, ids, base, threads)
+                except pq.PhiquantError as error:  # a runtime that is missing, or refuses the format
+                    print(f"{target}: {error.cause}", file=sys.stderr)
                 (shutil.rmtree if report.path.is_dir() else os.unlink)(report.path)
 
 
