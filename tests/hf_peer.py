@@ -18,7 +18,7 @@ try:
         import torch
         from compressed_tensors.compressors import BaseCompressor
         from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
-        from compressed_tensors.quantization.utils import calculate_qparams
+        from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
 except ImportError as error:
     pytest.fail(f"{error}: pip install 'phiquant[hf]'", pytrace=False)
 
@@ -61,6 +61,20 @@ def powers_of_two() -> QuantizationScheme:
     return QuantizationScheme(targets=["Linear"], weights=weights)
 
 
+def eight_bit_scales() -> QuantizationScheme:
+    """NVFP4: groups of 16 4-bit floats with an 8-bit one, under a scale of the tensor."""
+    weights = QuantizationArgs(
+        num_bits=4,
+        type="float",
+        symmetric=True,
+        strategy="tensor_group",
+        group_size=16,
+        scale_dtype=torch.float8_e4m3fn,
+        zp_dtype=torch.float8_e4m3fn,
+    )
+    return QuantizationScheme(targets=["Linear"], weights=weights)
+
+
 def compressed(values: np.ndarray, how: QuantizationScheme, format: str) -> dict[str, torch.Tensor]:
     """The tensors that compressed-tensors makes of a matrix, round to nearest.
 
@@ -70,8 +84,13 @@ def compressed(values: np.ndarray, how: QuantizationScheme, format: str) -> dict
     weight = to_torch(values)
     args = how.weights
     grouped = weight.unflatten(-1, (-1, args.group_size or weight.shape[-1]))
-    scale, zero_point = calculate_qparams(grouped.amin(-1), grouped.amax(-1), args)
+    spread = None
+    if args.strategy == "tensor_group":
+        spread = generate_gparam(weight.amin(), weight.amax())
+    scale, zero_point = calculate_qparams(grouped.amin(-1), grouped.amax(-1), args, spread)
     state = {"weight": weight, "weight_scale": scale, "weight_zero_point": zero_point}
+    if spread is not None:
+        state["weight_global_scale"] = spread
     return BaseCompressor.get_value_from_registry(format).compress(state, how)
 
 

@@ -114,6 +114,7 @@ _HF_PRESETS = {
     "w8a16": "8 bits in groups of 128: nearly the original",
     "w4a16": "4 bits in groups of 128: the usual choice",
     "mxfp4": "4-bit floats in groups of 32 with a power of two",
+    "nvfp4": "4-bit floats in groups of 16 with an 8-bit float",
     "gptq": "4 bits in groups of 128, in the layout of GPTQ",
     "awq": "4 bits in groups of 128, in the layout of AWQ",
     "w3a16": "3 bits in groups of 128",
@@ -224,7 +225,12 @@ def _mlx(spec: ModelSpec, target: Target) -> int:
 def _hf(spec: ModelSpec, target: Target) -> int:
     options = hf_options(target, spec)
     schemes = hf.assign(
-        spec, target.preset, group=options.group, symmetric=options.symmetric
+        spec,
+        target.preset,
+        group=options.group,
+        symmetric=options.symmetric,
+        bits=options.bits,
+        version=options.version,
     ).schemes
     plain = hf.FLOATS[options.dtype][0]
     size = 0

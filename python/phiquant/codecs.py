@@ -76,7 +76,8 @@ class Codec:
     has_best : bool
         Whether ``quality="best"`` is to be had.
     rule : str
-        Whose tool's bits it makes: ``ggml``, ``ort``, ``qdq``, ``nncf``, ``mlx`` or ``ct``.
+        Whose tool's bits it makes: ``ggml``, ``ort``, ``qdq``, ``nncf``, ``mlx`` or ``ct``; or
+        ``portable``, phiquant's own, whose weights are the same in every layout.
     affine : Affine or None
         The grid of an affine codec, such as ``int4_sym_g32``.
     transposed : bool
@@ -95,6 +96,11 @@ class Codec:
     rule: str = "ggml"
     affine: Affine | None = None
     transposed: bool = False
+
+    @property
+    def has_biases(self) -> bool:
+        """Whether groups have biases, which are values, instead of zero points."""
+        return self.rule == "mlx" or ",layout=mlx" in self.name
 
     @property
     def has_planes(self) -> bool:
@@ -174,13 +180,14 @@ def affine_name(
     ----------
     name : str
         ``int{2,3,4,5,6,8}_{sym,asym}_{g16,g32,g64,g128,g256,channel}``.
-    rule : "ort", "qdq", "nncf", "mlx" or "ct", optional
+    rule : "ort", "qdq", "nncf", "mlx", "ct" or "portable", optional
         Whose tool's bits; ``ort`` by default.
     scales : "f32", "f16" or "bf16", optional
-        By default what the rule's tool stores: f32 (ort, qdq), f16 (nncf), bf16 (mlx, ct); f16 in
-        the layouts of GPTQ and AWQ.
-    layout : "rows", "openvino", "mlx", "packed", "transposed", "gptq", "gptq_v1", "awq", optional
-        By default that of the rule's own format.
+        By default what the rule's tool stores: f32 (ort, qdq), f16 (nncf), bf16 (mlx, ct), f16
+        (portable); f16 in the layouts of GPTQ and AWQ.
+    layout : str, optional
+        ``rows``, ``openvino``, ``mlx``, ``packed``, ``bytes``, ``transposed``, ``gptq``,
+        ``gptq_v1`` or ``awq``; by default that of the rule's own format.
     """
     options = (("rule", rule), ("scales", scales), ("layout", layout))
     return ",".join([name, *(f"{key}={value}" for key, value in options if value is not None)])

@@ -13,7 +13,7 @@ import numpy as np
 from phiquant import gptq_folder, safetensors
 from phiquant.architectures import ModelSpec, check_tensors, read_config, spec_from_config
 from phiquant.checkpoint import Checkpoint, PlaneEntry, TensorEntry
-from phiquant.codecs import find_codec
+from phiquant.codecs import affine_name, find_codec
 from phiquant.errors import FormatError, PhiquantError, UnsupportedError, UsageError
 
 _SCALES: Final = {"bf16": "", "f16": ",scales=f16", "f32": ",scales=f32"}
@@ -51,6 +51,8 @@ def open_folder(path: Path, *, name: str | None = None) -> Checkpoint:
     opened = safetensors.open_folder(path, name=name)
     entries: dict[str, TensorEntry] = {}
     for entry in opened.entries.values():
+        if entry.name.endswith(".input_global_scale"):
+            continue  # of activations, for which weights are as they are
         part = _PARTS.search(entry.name)
         module = entry.name.removesuffix(".weight")
         if part is not None and part[1] == "_packed":
@@ -89,7 +91,8 @@ def describe_compressed(checkpoint: Checkpoint) -> ModelSpec:
 def _check_owner(opened: Checkpoint, entry: TensorEntry, module: str, part: str) -> None:
     """A part of a matrix that has no codes, or that phiquant would not heed."""
     file = opened.files[entry.file].path
-    if part in ("_g_idx", "_global_scale"):
+    # NVFP4's is read with its codes.
+    if part == "_g_idx" or (part == "_global_scale" and not _is_bytes(opened, module)):
         raise UnsupportedError(
             "belongs to weights that are held in a way which phiquant does not decode",
             file=file,
@@ -104,10 +107,17 @@ def _check_owner(opened: Checkpoint, entry: TensorEntry, module: str, part: str)
         )
 
 
+def _is_bytes(opened: Checkpoint, module: str) -> bool:
+    codes = opened.entries.get(f"{module}.weight_packed")
+    return codes is not None and codes.type == "u8"
+
+
 def _packed(opened: Checkpoint, entry: TensorEntry, module: str) -> TensorEntry:
     """A matrix of packed integers, from the shapes of its tensors."""
     file = opened.files[entry.file].path
     scales = _part(opened, entry, module, "weight_scale")
+    if entry.type == "u8" and f"{module}.weight_global_scale" in opened.entries:
+        return _nvfp4(opened, entry, scales, module)
     if entry.type == "u8":
         return _mxfp4(opened, entry, scales, module)
     rows, columns = _stored_shape(opened, entry, module)
@@ -154,11 +164,35 @@ def _mxfp4(opened: Checkpoint, entry: TensorEntry, scales: TensorEntry, module: 
     return _matrix(opened, [entry, scales], name, "bf16", f"{module}.weight", shape)
 
 
+def _nvfp4(opened: Checkpoint, entry: TensorEntry, scales: TensorEntry, module: str) -> TensorEntry:
+    """A matrix of 4-bit floats with 8-bit ones as scales, under a scale of the whole matrix."""
+    stored = _part(opened, entry, module, "weight_global_scale")
+    file = opened.files[stored.file]
+    if stored.type != "f32" or stored.shape not in ((), (1,)):
+        raise FormatError("is no single float32", file=file.path, tensor=stored.name)
+    value = np.frombuffer(file.read(stored.offset, stored.nbytes), "<f4")
+    if not (value > 0).all() or not np.isfinite(value).all():
+        raise FormatError("is no positive number", file=file.path, tensor=stored.name)
+    rows, pairs = entry.shape if len(entry.shape) == 2 else (0, 0)
+    if scales.type != "f8_e4m3" or rows < 1 or pairs < 8 or scales.shape != (rows, pairs // 8):
+        raise FormatError(
+            f"has the shape {list(entry.shape)}, with scales of {scales.type} and "
+            f"{list(scales.shape)}",
+            file=opened.files[entry.file].path,
+            tensor=entry.name,
+        )
+    name = f"nvfp4,layout=packed,global={int(value.view(np.uint32)[0]):08x}"
+    shape = (rows, 2 * pairs)
+    return _matrix(opened, [entry, scales], name, "bf16", f"{module}.weight", shape)
+
+
 def _bytes(opened: Checkpoint, entry: TensorEntry, module: str) -> TensorEntry:
     """A matrix of signed bytes or 8-bit floats."""
     file = opened.files[entry.file].path
     scales = _part(opened, entry, module, "weight_scale")
-    if entry.type not in ("i8", "f8_e4m3") or f"{module}.weight_zero_point" in opened.entries:
+    zeros = opened.entries.get(f"{module}.weight_zero_point")
+    kinds = ("i8",) if zeros is not None else ("i8", "f8_e4m3")
+    if entry.type not in kinds or (zeros is not None and zeros.type != "i8"):
         raise UnsupportedError(
             f"is quantized to {entry.type}, with tensors beside it, in a way which phiquant does "
             "not decode",
@@ -167,9 +201,12 @@ def _bytes(opened: Checkpoint, entry: TensorEntry, module: str) -> TensorEntry:
         )
     groups = scales.shape[-1] if len(scales.shape) == 2 else 0
     rows, columns = entry.shape if len(entry.shape) == 2 else (0, 0)
-    if rows < 1 or groups < 1 or scales.shape != (rows, groups) or columns % groups:
+    found = [entry, scales, *([] if zeros is None else [zeros])]
+    shapes = {one.shape for one in found[1:]}
+    if rows < 1 or groups < 1 or shapes != {(rows, groups)} or columns % groups:
+        listed = " and ".join(str(list(one.shape)) for one in found[1:])
         raise FormatError(
-            f"has the shape {list(entry.shape)}, and scales of {list(scales.shape)}",
+            f"has the shape {list(entry.shape)}, and beside it {listed}",
             file=file,
             tensor=entry.name,
         )
@@ -178,8 +215,10 @@ def _bytes(opened: Checkpoint, entry: TensorEntry, module: str) -> TensorEntry:
     if entry.type == "f8_e4m3":
         name = f"fp8_{length}"
         return _matrix(opened, [entry, scales], name, scales.type, entry.name, shape)
-    name = f"int8_sym_{length},rule=ct"
-    return _matrix(opened, [entry, scales], name, scales.type, entry.name, shape, signed=True)
+    # Symmetric signed bytes are OpenVINO's, too.
+    sign, layout = ("sym", "openvino") if zeros is None else ("asym", "bytes")
+    name = f"int8_{sign}_{length},rule=ct"
+    return _matrix(opened, found, name, scales.type, entry.name, shape, layout=layout)
 
 
 def _matrix(
@@ -190,14 +229,14 @@ def _matrix(
     name: str,
     shape: tuple[int, int],
     *,
-    signed: bool = False,
+    layout: str | None = None,
 ) -> TensorEntry:
     entry = found[0]
     file = opened.files[entry.file].path
     try:
         if scales not in _SCALES:
             raise UsageError("scales are no floats")
-        known = find_codec(codec + _SCALES[scales] + (",layout=openvino" if signed else ""))
+        known = find_codec(affine_name(codec + _SCALES[scales], layout=layout))
         planes = known.planes(*shape)
     except PhiquantError:
         raise UnsupportedError(

@@ -104,7 +104,8 @@ class QuantizedTensor:
         """
         zeros = self._elements()[2].reshape(*self.shape[:-1], -1)
         # Codes of small floats are no integers to count from.
-        without = self.codec.rule == "mlx" or self.codec.name.startswith(("fp8_", "mxfp", "nf4_"))
+        floats = ("fp8_", "mxfp", "nvfp4", "nf4_")
+        without = self.codec.has_biases or self.codec.name.startswith(floats)
         return None if without else zeros.astype(np.uint8)
 
     @property
@@ -118,7 +119,7 @@ class QuantizedTensor:
         """
         zeros = self._elements()[2].reshape(*self.shape[:-1], -1)
         # Small floats have scales alone.
-        return zeros if self.codec.rule == "mlx" and len(self.planes) == 3 else None
+        return zeros if self.codec.has_biases and len(self.planes) == 3 else None
 
     def _matrix(self) -> tuple[int, int]:
         return int(np.prod(self.shape[:-1], dtype=np.int64)), self.shape[-1]
@@ -241,7 +242,7 @@ def quantize(
     quality : "reference" or "best"
         The bits of the format's own tool; or scales searched for the least squared error (each
         column's times its importance, if there is one), in as many bytes of the same format.
-    rule : "ort", "qdq", "nncf", "mlx" or "ct", optional
+    rule : "ort", "qdq", "nncf", "mlx", "ct" or "portable", optional
         Of affine codecs: whose tool's bits; ONNX Runtime's by default.
     scales : "f32", "f16" or "bf16", optional
         Of affine codecs: the scales' type; by default what the rule's tool stores.

@@ -135,6 +135,8 @@ const char* name_of(codecs::Rule rule) {
             return "mlx";
         case codecs::Rule::ct:
             return "ct";
+        case codecs::Rule::portable:
+            return "portable";
     }
     return "";
 }

@@ -183,7 +183,7 @@ py::tuple encode_affine(const std::string& codec,
     const auto group = static_cast<py::ssize_t>(to.affine.group_of(columns));
     py::array_t<std::uint8_t> codes({values.shape(0), groups * group});
     py::array_t<float> scales({values.shape(0), groups}), zeros({values.shape(0), groups});
-    fit({to.affine.bits, to.affine.group_of(columns), to.affine.symmetric, to.affine.scale},
+    fit(to.affine.of_rows(columns),
         {values.data(), static_cast<std::uint64_t>(values.shape(0)), columns,
          weights_of(importance, columns)},
         {codes.mutable_data(), scales.mutable_data(), zeros.mutable_data()});

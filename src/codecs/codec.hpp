@@ -22,11 +22,12 @@ enum class Grid : std::uint8_t {
 /// Whose fitting and rounding the encoder reproduces.
 enum class Rule : std::uint8_t {
     ggml,
-    ort,   ///< ONNX Runtime's blockwise quantizer
-    qdq,   ///< onnxruntime.quantization, for QuantizeLinear's grid
-    nncf,  ///< NNCF's weight compression
-    mlx,   ///< mlx.core.quantize on a CPU
-    ct     ///< compressed-tensors
+    ort,      ///< ONNX Runtime's blockwise quantizer
+    qdq,      ///< onnxruntime.quantization, for QuantizeLinear's grid
+    nncf,     ///< NNCF's weight compression
+    mlx,      ///< mlx.core.quantize on a CPU
+    ct,       ///< compressed-tensors
+    portable  ///< none: scales that every format holds
 };
 
 /// How codes, scales and zero points lie in their planes (see planes.hpp).
@@ -36,6 +37,7 @@ enum class Layout : std::uint8_t {
     openvino,    ///< signed codes where symmetric; zero points without padding
     mlx,         ///< biases instead of zero points
     packed,      ///< compressed-tensors' pack-quantized
+    bytes,       ///< compressed-tensors' int-quantized: signed codes and zero points
     transposed,  ///< every plane by columns: ONNX DequantizeLinear and MatMul
     gptq,        ///< by columns, in words of a row's codes; zero points also where symmetric
     gptq_v1,     ///< the same, with zero points less one
@@ -59,6 +61,8 @@ struct Affine {
     /// which mlx computes in.
     kernels::AffineScale scale;
     Levels levels = Levels::integers;
+    /// Of compressed-tensors' NVFP4: what all scales of the tensor were multiplied by.
+    float global = 1.0f;
 
     /// The group's length in rows of `columns` values.
     [[nodiscard]] constexpr std::uint64_t group_of(std::uint64_t columns) const noexcept {
@@ -66,6 +70,10 @@ struct Affine {
     }
     [[nodiscard]] constexpr std::uint64_t groups_of(std::uint64_t columns) const noexcept {
         return (columns + group_of(columns) - 1) / group_of(columns);
+    }
+    /// What kernels need to know of it.
+    [[nodiscard]] constexpr kernels::AffineGrid of_rows(std::uint64_t columns) const noexcept {
+        return {bits, group_of(columns), symmetric, scale, global};
     }
 };
 
@@ -105,11 +113,11 @@ std::span<const Codec> all() noexcept;
 /// A codec by name (lower case), or null. Affine codecs and transposed floats are made when they
 /// are first asked for, and live as long as the process:
 /// `int{2,3,4,5,6,8}_{sym,asym}_{g16,g32,g64,g128,g256,channel}[,rule=R][,scales=S][,layout=L]`,
-/// `{f32,f16,bf16},layout=transposed`, `bf16,rule=nncf`,
-/// `{mxfp4,mxfp8,nvfp4},layout=mlx[,scales=S]`,
-/// `{fp8_channel | mxfp4,layout=packed}[,scales=S]`, `{mxfp4,mxfp8},layout=openvino`,
-/// `nf4_{g16,g32,g64,g128,g256,channel}`. Options that are the default are left out of
-/// the codec's own name.
+/// `{f32,f16,bf16},layout=transposed`, `bf16,rule=nncf`, `nf4_{g16,g32,g64,g128,g256,channel}`,
+/// `{mxfp4,mxfp8},layout=openvino`, `{mxfp4,mxfp8,nvfp4},layout=mlx[,scales=S]`,
+/// `{fp8_channel | mxfp4,layout=packed}[,scales=S]`,
+/// `nvfp4,layout=packed[,scales=S][,global=XXXXXXXX]`, the bits of a positive float32. Options that
+/// are the default are left out of the codec's own name.
 const Codec* find(std::string_view name);
 
 /// A codec by ggml type id, or null.

@@ -1,9 +1,12 @@
 // Names of affine codecs, read and written.
 #include "codecs/made.hpp"
 
+#include <algorithm>
 #include <array>
 #include <charconv>
+#include <cstdio>
 #include <deque>
+#include <limits>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -19,20 +22,19 @@ struct Word {
     Value value;
 };
 
-constexpr std::array k_rules{Word<Rule>{"ort", Rule::ort}, Word<Rule>{"qdq", Rule::qdq},
-                             Word<Rule>{"nncf", Rule::nncf}, Word<Rule>{"mlx", Rule::mlx},
-                             Word<Rule>{"ct", Rule::ct}};
+constexpr std::array k_rules{
+    Word<Rule>{"ort", Rule::ort},   Word<Rule>{"qdq", Rule::qdq},
+    Word<Rule>{"nncf", Rule::nncf}, Word<Rule>{"mlx", Rule::mlx},
+    Word<Rule>{"ct", Rule::ct},     Word<Rule>{"portable", Rule::portable}};
 constexpr std::array k_scales{Word<AffineScale>{"f32", AffineScale::f32},
                               Word<AffineScale>{"f16", AffineScale::f16},
                               Word<AffineScale>{"bf16", AffineScale::bf16}};
-constexpr std::array k_layouts{Word<Layout>{"rows", Layout::rows},
-                               Word<Layout>{"openvino", Layout::openvino},
-                               Word<Layout>{"mlx", Layout::mlx},
-                               Word<Layout>{"packed", Layout::packed},
-                               Word<Layout>{"transposed", Layout::transposed},
-                               Word<Layout>{"gptq", Layout::gptq},
-                               Word<Layout>{"gptq_v1", Layout::gptq_v1},
-                               Word<Layout>{"awq", Layout::awq}};
+constexpr std::array k_layouts{
+    Word<Layout>{"rows", Layout::rows},   Word<Layout>{"openvino", Layout::openvino},
+    Word<Layout>{"mlx", Layout::mlx},     Word<Layout>{"packed", Layout::packed},
+    Word<Layout>{"bytes", Layout::bytes}, Word<Layout>{"transposed", Layout::transposed},
+    Word<Layout>{"gptq", Layout::gptq},   Word<Layout>{"gptq_v1", Layout::gptq_v1},
+    Word<Layout>{"awq", Layout::awq}};
 constexpr std::array k_groups{Word<std::uint32_t>{"g16", 16},   Word<std::uint32_t>{"g32", 32},
                               Word<std::uint32_t>{"g64", 64},   Word<std::uint32_t>{"g128", 128},
                               Word<std::uint32_t>{"g256", 256}, Word<std::uint32_t>{"channel", 0}};
@@ -61,6 +63,7 @@ AffineScale default_scale(Rule rule) {
         case Rule::qdq:
             return AffineScale::f32;
         case Rule::nncf:
+        case Rule::portable:
             return AffineScale::f16;
         default:
             return AffineScale::bf16;
@@ -160,38 +163,66 @@ std::optional<Parsed> parse_mlx_float(std::string_view base, std::string_view op
     return std::nullopt;
 }
 
-// compressed-tensors' small floats: of 8 bits with a scale a row, of 4 with powers of two.
+// A positive float32 as its eight digits of bits.
+std::optional<float> float_of_digits(std::string_view digits) {
+    std::uint32_t bits = 0;
+    const char* const end = digits.data() + digits.size();
+    const auto [behind, error] = std::from_chars(digits.data(), end, bits, 16);
+    if (digits.size() != 8 || error != std::errc() || behind != end) return std::nullopt;
+    const float value = __builtin_bit_cast(float, bits);
+    if (!(value > 0.0f && value < std::numeric_limits<float>::infinity())) return std::nullopt;
+    return value;
+}
+
+std::string digits_of(float value) {
+    char digits[9];
+    std::snprintf(digits, sizeof digits, "%08x", __builtin_bit_cast(std::uint32_t, value));
+    return digits;
+}
+
+// compressed-tensors' small floats: of 8 bits with a scale a row, of 4 with powers of two, or with
+// 8-bit floats under a scale of the whole tensor.
 std::optional<Parsed> parse_ct_float(std::string_view base, std::string_view options) {
-    const bool eight = base == "fp8_channel";
-    if (!eight && (base != "mxfp4" || take_until(options, ',') != "layout=packed")) {
-        return std::nullopt;
+    struct Kind {
+        std::string_view name, written;
+        unsigned bits;
+        std::uint32_t group;
+        Levels levels;
+    };
+    constexpr std::array kinds{Kind{"fp8_channel", "fp8_channel", 8, 0, Levels::e4m3},
+                               Kind{"mxfp4", "mxfp4,layout=packed", 4, 32, Levels::e2m1},
+                               Kind{"nvfp4", "nvfp4,layout=packed", 4, 16, Levels::e2m1}};
+    const auto* const kind = std::ranges::find(kinds, base, &Kind::name);
+    if (kind == kinds.end()) return std::nullopt;
+    if (kind->written != base && take_until(options, ',') != "layout=packed") return std::nullopt;
+    std::optional<AffineScale> scale;
+    std::optional<float> global;
+    while (!options.empty()) {
+        std::string_view option = take_until(options, ',');
+        const std::string_view key = take_until(option, '=');
+        const bool known =
+            (key == "scales" && !scale && (scale = value_of(k_scales, option))) ||
+            (key == "global" && kind->group == 16 && !global && (global = float_of_digits(option)));
+        if (!known) return std::nullopt;
     }
-    AffineScale scale = default_scale(Rule::ct);
-    if (!options.empty()) {
-        if (take_until(options, '=') != "scales") return std::nullopt;
-        const auto found = value_of(k_scales, options);
-        if (!found) return std::nullopt;
-        scale = *found;
-    }
-    std::string name(eight ? "fp8_channel" : "mxfp4,layout=packed");
-    if (scale != default_scale(Rule::ct)) {
-        name += ",scales=" + std::string(text_of(k_scales, scale));
-    }
-    const float largest = scale == AffineScale::f16 ? 65504.0f : 0x1p126f;
-    const std::uint32_t group = eight ? 0 : 32;
+    const AffineScale type = scale.value_or(default_scale(Rule::ct));
+    std::string name(kind->written);
+    if (type != default_scale(Rule::ct)) name += ",scales=" + std::string(text_of(k_scales, type));
+    if (global.value_or(1.0f) != 1.0f) name += ",global=" + digits_of(*global);
+    const float largest = type == AffineScale::f16 ? 65504.0f : 0x1p126f;
+    const Affine affine{kind->bits, kind->group, true, type, kind->levels, global.value_or(1.0f)};
     return Parsed{std::move(name), Codec{{},
                                          Grid::affine,
                                          Rule::ct,
                                          1,
-                                         group,
+                                         kind->group,
                                          0,
                                          k_no_ggml_type,
                                          largest,
                                          nullptr,
                                          false,
                                          Layout::packed,
-                                         Affine{eight ? 8u : 4u, group, true, scale,
-                                                eight ? Levels::e4m3 : Levels::e2m1}}};
+                                         affine}};
 }
 
 // OpenVINO's, as NNCF makes them: NF4 with a scale a group, and 4 or 8 bits with powers of two.
@@ -259,10 +290,17 @@ std::optional<Parsed> parse_affine(std::string_view base, std::string_view optio
     const Rule by = rule.value_or(Rule::ort);
     const Layout laid = layout.value_or(default_layout(by));
     affine.scale = scale.value_or(default_scale(by, laid));
-    // Biases are values, zero points codes: neither layout can hold what the other rule makes.
-    if ((by == Rule::mlx) != (laid == Layout::mlx)) return std::nullopt;
+    // Biases are values, zero points codes: neither layout can hold what the other rule makes; but
+    // a portable scale's zero points have biases that halves hold.
+    const bool portable = by == Rule::portable;
+    if ((by == Rule::mlx) != (laid == Layout::mlx) && !(portable && laid == Layout::mlx)) {
+        return std::nullopt;
+    }
     const bool group_of_mlx = affine.group == 32 || affine.group == 64 || affine.group == 128;
-    if (by == Rule::mlx && (affine.symmetric || !group_of_mlx)) return std::nullopt;
+    if (laid == Layout::mlx && (affine.symmetric || !group_of_mlx)) return std::nullopt;
+    // Products of a scale's 7 bits and a code's are a float16's 11 at most.
+    const bool holds_biases = laid != Layout::mlx || affine.scale != AffineScale::bf16;
+    if (portable && (affine.bits > 4 || !holds_biases)) return std::nullopt;
     // Its tool has other grids, too; for those the rule ort is the better one.
     const bool bits_of_qdq = affine.bits == 4 || affine.bits == 8;
     const bool scale_of_qdq = affine.scale != AffineScale::bf16;
@@ -270,6 +308,7 @@ std::optional<Parsed> parse_affine(std::string_view base, std::string_view optio
 
     const bool gptq = laid == Layout::gptq || laid == Layout::gptq_v1;
     const bool bits_of_gptq = affine.bits <= 4 || affine.bits == 8;
+    if (laid == Layout::bytes && affine.bits != 8) return std::nullopt;
     if ((gptq && !bits_of_gptq) || (laid == Layout::awq && affine.bits != 4)) return std::nullopt;
 
     std::string name(base);
@@ -283,6 +322,8 @@ std::optional<Parsed> parse_affine(std::string_view base, std::string_view optio
     float largest = affine.scale == AffineScale::f16 ? 65504.0f : 0x1p126f;
     // torch computes the range in the scales' type.
     if (by == Rule::ct && affine.scale == AffineScale::f16) largest /= 2;
+    // Zero points times scales are halves, too.
+    if (portable) largest = 30000.0f;
     return Parsed{std::move(name), Codec{{},
                                          Grid::affine,
                                          by,
@@ -356,8 +397,12 @@ kernels::AffineKernel affine_kernel(const kernels::Table& table, const Codec& co
             break;
         case Rule::ct:
             if (codec.affine.levels == Levels::e4m3) return table.affine->ct_fp8;
-            if (codec.affine.levels == Levels::e2m1) return table.affine->ct_mxfp4;
+            if (codec.affine.levels == Levels::e2m1) {
+                return codec.affine.group == 16 ? table.affine->ct_nvfp4 : table.affine->ct_mxfp4;
+            }
             return codec.affine.group == 0 ? table.affine->ct_rows : table.affine->ct;
+        case Rule::portable:
+            return table.affine->portable;
         case Rule::ggml:
             break;
     }

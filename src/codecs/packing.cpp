@@ -49,12 +49,18 @@ void widen(const std::byte* from, std::uint64_t count, Stored type, float* out) 
     }
 }
 
-// The bit that makes an offset code a signed one.
-std::uint8_t flip_of(const Codec& codec) noexcept {
-    const bool is_signed = codec.affine.symmetric && codec.affine.levels == Levels::integers &&
-                           (codec.layout == Layout::openvino || codec.layout == Layout::transposed);
+// The bit that makes an offset code, or a zero point, a signed one.
+std::uint8_t flip_of(const Codec& codec, Content content) noexcept {
+    const bool signed_codes =
+        codec.affine.symmetric && codec.affine.levels == Levels::integers &&
+        (codec.layout == Layout::openvino || codec.layout == Layout::transposed);
+    const bool is_signed =
+        codec.layout == Layout::bytes || (signed_codes && content == Content::codes);
     return is_signed ? static_cast<std::uint8_t>(1u << (codec.affine.bits - 1)) : std::uint8_t{0};
 }
+
+// Rows whose zero points are one stream of bits; of 8 bits, four fill a word.
+constexpr std::uint64_t k_most_together = 32;
 
 // Rows of a tile taken in steps, so that transposing needs little memory.
 constexpr std::uint64_t k_lines_at_once = 256;
@@ -69,6 +75,45 @@ void for_transposed(const std::uint8_t* codes, std::uint64_t rows, std::uint64_t
             const std::uint64_t count = std::min(k_lines_at_once, rows - row);
             for (std::uint64_t i = 0; i < count; ++i) line[i] = codes[(row + i) * elements + e];
             put(e, row, count, line);
+        }
+    }
+}
+
+// Zero points of compressed-tensors: streams of bits down the rows, the words of a stream a row of
+// words apart.
+void pack_rows(const Plane& plane, const std::uint8_t* codes, std::uint64_t rows,
+               std::byte* out) noexcept {
+    const std::uint64_t elements = plane.row_elements, together = plane.rows_per_line;
+    const std::uint64_t words = plane.line_bits / 32 / elements;  // of a stream
+    std::uint8_t stream[k_most_together];
+    for (std::uint64_t row = 0; row < rows; row += together) {
+        const std::uint64_t count = std::min(together, rows - row);
+        for (std::uint64_t e = 0; e < elements; ++e) {
+            for (std::uint64_t i = 0; i < count; ++i) stream[i] = codes[(row + i) * elements + e];
+            std::uint8_t packed[k_most_together] = {};
+            pack_bits(stream, count, plane.bits, 0, packed);
+            for (std::uint64_t i = 0; i < words; ++i) {
+                const std::uint64_t at = (row / together * words + i) * elements + e;
+                std::memcpy(out + 4 * at, packed + 4 * i, 4);
+            }
+        }
+    }
+}
+
+void unpack_rows(const Plane& plane, const std::byte* piece, std::uint64_t rows,
+                 std::uint8_t* codes) noexcept {
+    const std::uint64_t elements = plane.row_elements, together = plane.rows_per_line;
+    const std::uint64_t words = plane.line_bits / 32 / elements;
+    std::uint8_t stream[k_most_together], packed[k_most_together];
+    for (std::uint64_t row = 0; row < rows; row += together) {
+        const std::uint64_t count = std::min(together, rows - row);
+        for (std::uint64_t e = 0; e < elements; ++e) {
+            for (std::uint64_t i = 0; i < words; ++i) {
+                const std::uint64_t at = (row / together * words + i) * elements + e;
+                std::memcpy(packed + 4 * i, piece + 4 * at, 4);
+            }
+            unpack_bits(packed, count, plane.bits, 0, stream);
+            for (std::uint64_t i = 0; i < count; ++i) codes[(row + i) * elements + e] = stream[i];
         }
     }
 }
@@ -88,19 +133,7 @@ void pack_codes(const Codec& codec, const Plane& plane, const std::uint8_t* code
             });
         return;
     }
-    if (plane.rows_per_line > 1) {
-        // Words of 32 bits, each with the same element of several rows.
-        std::memset(bytes, 0, piece_bytes(plane, rows));
-        for (std::uint64_t row = 0; row < rows; ++row) {
-            const std::uint64_t line = row / plane.rows_per_line;
-            const std::uint64_t at = row % plane.rows_per_line * bits;
-            for (std::uint64_t e = 0; e < elements; ++e) {
-                bytes[(line * elements + e) * 4 + at / 8] |=
-                    static_cast<std::uint8_t>((codes[row * elements + e] ^ flip) << at % 8);
-            }
-        }
-        return;
-    }
+    if (plane.rows_per_line > 1) return pack_rows(plane, codes, rows, out);
     if (plane.line_bits == elements * bits) {
         pack_bits(codes, rows * elements, bits, flip, bytes);
         return;
@@ -128,19 +161,7 @@ void unpack_codes(const Codec& codec, const Plane& plane, const std::byte* piece
         }
         return;
     }
-    if (plane.rows_per_line > 1) {
-        const auto mask = static_cast<std::uint8_t>((1u << bits) - 1);
-        for (std::uint64_t row = 0; row < rows; ++row) {
-            const std::uint64_t line = row / plane.rows_per_line;
-            const std::uint64_t at = row % plane.rows_per_line * bits;
-            for (std::uint64_t e = 0; e < elements; ++e) {
-                const unsigned byte = bytes[(line * elements + e) * 4 + at / 8];
-                codes[row * elements + e] =
-                    static_cast<std::uint8_t>((byte >> at % 8 & mask) ^ flip);
-            }
-        }
-        return;
-    }
+    if (plane.rows_per_line > 1) return unpack_rows(plane, piece, rows, codes);
     if (plane.line_bits == elements * bits) {
         unpack_bits(bytes, rows * elements, bits, flip, codes);
         return;
@@ -183,12 +204,18 @@ void pack(const Codec& codec, const Plane& plane, const Elements& from, std::uin
                 pack_gptq(from.codes, rows, elements * 32 / codec.affine.bits, codec.affine.bits,
                           out);
             } else {
-                pack_codes(codec, plane, from.codes, rows, flip_of(codec), out);
+                pack_codes(codec, plane, from.codes, rows, flip_of(codec, plane.content), out);
             }
             break;
         case Content::scales:
         case Content::biases: {
             const float* values = plane.content == Content::scales ? from.scales : from.zeros;
+            if (plane.content == Content::biases && codec.rule == Rule::portable) {
+                // Exact, also as a half.
+                for (std::uint64_t i = 0; i < rows * elements; ++i) {
+                    from.zeros[i] = 0.0f - from.zeros[i] * from.scales[i];
+                }
+            }
             if (!plane.transposed) {
                 narrow(values, rows * elements, type, out);
                 break;
@@ -209,7 +236,7 @@ void pack(const Codec& codec, const Plane& plane, const Elements& from, std::uin
                 bytes[i] = static_cast<std::uint8_t>(zero);
             }
             if (codec.layout == Layout::gptq_v1) less_one(bytes, rows, elements, plane.bits);
-            pack_codes(codec, plane, bytes, rows, 0, out);
+            pack_codes(codec, plane, bytes, rows, flip_of(codec, plane.content), out);
             break;
         }
     }
@@ -227,7 +254,7 @@ void unpack(const Codec& codec, const Plane& plane, const std::byte* piece, std:
                 unpack_gptq(piece, rows, elements * 32 / codec.affine.bits, codec.affine.bits,
                             out.codes);
             } else {
-                unpack_codes(codec, plane, piece, rows, flip_of(codec), out.codes);
+                unpack_codes(codec, plane, piece, rows, flip_of(codec, plane.content), out.codes);
             }
             break;
         case Content::scales:
@@ -251,7 +278,7 @@ void unpack(const Codec& codec, const Plane& plane, const std::byte* piece, std:
         }
         case Content::zero_points: {
             auto* bytes = reinterpret_cast<std::uint8_t*>(out.zeros);
-            unpack_codes(codec, plane, piece, rows, 0, bytes);
+            unpack_codes(codec, plane, piece, rows, flip_of(codec, plane.content), bytes);
             if (codec.layout == Layout::gptq_v1) plus_one(bytes, rows, elements, plane.bits);
             for (std::uint64_t i = rows * elements; i-- > 0;) {
                 const std::uint8_t zero = bytes[i];
@@ -281,7 +308,7 @@ void dequantize(const Codec& codec, const Elements& from, std::uint64_t rows, st
             const std::uint64_t count = std::min(group, columns - g * group);
             const std::uint8_t* codes = from.codes + at * group;
             float* out = values + row * columns + g * group;
-            const float scale = from.scales[at], zero = from.zeros[at];
+            const float scale = from.scales[at] / codec.affine.global, zero = from.zeros[at];
             if (levels != Levels::integers) {
                 for (std::uint64_t i = 0; i < count; ++i) out[i] = table[codes[i]] * scale;
             } else if (biased) {

@@ -63,11 +63,8 @@ Planes planes_of(const Codec& codec, std::uint64_t rows, std::uint64_t columns) 
     if (words_of_rows && rows * affine.bits % 32 != 0) {
         refuse(codec, std::to_string(rows) + " rows do not fill words of 32 bits");
     }
-    // Zero points are packed along the columns; only words that hold whole ones are.
-    if (codec.layout == Layout::packed && !affine.symmetric && 32 % affine.bits != 0) {
-        throw Error(ErrorKind::unsupported,
-                    std::string(codec.name) + " has no packed layout of zero points",
-                    "Choose 2, 4 or 8 bits, or symmetric codes.");
+    if (row_step(codec) > k_row_step && rows % 32 != 0) {
+        refuse(codec, std::to_string(rows) + " rows are no multiple of 32");
     }
     Plane codes{Content::codes, affine.bits, transposed, filled, 1, rows, filled * affine.bits};
     if (codec.is_gptq()) {
@@ -86,9 +83,11 @@ Planes planes_of(const Codec& codec, std::uint64_t rows, std::uint64_t columns) 
         add(Content::biases, scale_bits(affine), groups);
     } else if (!affine.symmetric || words_of_rows) {
         if (codec.layout == Layout::packed) {
-            const std::uint64_t together = 32 / affine.bits;
+            // As many rows as fill a word, or as many words as bits.
+            const bool whole = 32 % affine.bits == 0;
+            const std::uint64_t together = whole ? 32 / affine.bits : 32;
             planes.add({Content::zero_points, affine.bits, false, groups, together,
-                        (rows + together - 1) / together, groups * 32});
+                        (rows + together - 1) / together, groups * 32 * (whole ? 1 : affine.bits)});
         } else if (transposed) {
             add(Content::zero_points, affine.bits, groups);
         } else {
@@ -99,6 +98,12 @@ Planes planes_of(const Codec& codec, std::uint64_t rows, std::uint64_t columns) 
         }
     }
     return planes;
+}
+
+std::uint64_t row_step(const Codec& codec) noexcept {
+    const bool shared =
+        codec.layout == Layout::packed && !codec.affine.symmetric && 32 % codec.affine.bits != 0;
+    return shared ? 32 : k_row_step;
 }
 
 std::uint64_t piece_bytes(const Plane& plane, std::uint64_t rows) noexcept {

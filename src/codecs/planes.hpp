@@ -16,10 +16,10 @@ enum class Content : std::uint8_t { blocks, codes, scales, zero_points, biases }
 /// (where transposed) all rows' element at one place.
 struct Plane {
     Content content;
-    unsigned bits;               ///< of an element; of GPTQ's codes, of a word of them
-    bool transposed;             ///< line i holds element i of every row
-    std::uint64_t row_elements;  ///< elements that a row has here: values (filled up), or groups
-    std::uint64_t rows_per_line;
+    unsigned bits;                ///< of an element; of GPTQ's codes, of a word of them
+    bool transposed;              ///< line i holds element i of every row
+    std::uint64_t row_elements;   ///< elements that a row has here: values (filled up), or groups
+    std::uint64_t rows_per_line;  ///< whose elements share 32-bit words, a line's one after another
     std::uint64_t lines;
     std::uint64_t line_bits;  ///< not always whole bytes: lines may follow each other without a gap
 
@@ -58,8 +58,13 @@ struct Elements {
     float *scales, *zeros;  ///< [rows, groups]
 };
 
-/// Rows a tile's worth must be a multiple of, so that every plane's piece begins at a whole byte.
+/// Rows a tile's worth must be a multiple of, so that every plane's piece begins at a whole byte;
+/// `row_step` says which codecs need more.
 inline constexpr std::uint64_t k_row_step = 16;
+
+/// Rows that tiles of one codec must be a multiple of: 32 where zero points of several rows share
+/// words that they don't fill.
+[[nodiscard]] std::uint64_t row_step(const Codec& codec) noexcept;
 
 /// Bytes of one plane for `rows` rows that begin at a whole byte.
 [[nodiscard]] std::uint64_t piece_bytes(const Plane& plane, std::uint64_t rows) noexcept;

@@ -14,6 +14,7 @@ struct AffineGrid {
     std::uint64_t group;  ///< values that share a scale, along a row
     bool symmetric;       ///< the zero point is 2^(bits-1)
     AffineScale scale;
+    float global = 1.0f;  ///< of NVFP4: what all scales of the tensor are multiplied by
 };
 
 /// Rows to be fitted: row-major, contiguous, finite float32.
@@ -43,8 +44,8 @@ struct AffineKernel {
 
 /// All rules' kernels for one instruction set; null where a rule is not built.
 struct AffineTable {
-    AffineKernel ort, qdq, nncf, mlx, ct;
-    AffineKernel ct_mxfp4;
+    AffineKernel ort, qdq, nncf, mlx, ct, portable;
+    AffineKernel ct_mxfp4, ct_nvfp4;
     AffineKernel ct_rows, ct_fp8;      ///< of a scale a row, and of 8-bit floats
     AffineKernel mxfp4, mxfp8, nvfp4;  ///< mlx's small floats, of the grid's scale type
     AffineKernel nncf_nf4, nncf_mxfp4, nncf_mxfp8;

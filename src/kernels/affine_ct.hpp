@@ -33,7 +33,9 @@ CtParameters ct_parameters(Extremes range, unsigned bits, bool symmetric) noexce
         // zero point becomes 0.
         if (found.scale != 0.0f || low != 0.0f) {
             float zero = stored_scale(-middle - stored_scale(low / found.scale, type), type);
-            zero = zero < -middle ? -middle : zero > middle - 1 ? middle - 1 : zero;
+            // In this order NaN becomes a code, too: of a range that overflows, to be refused.
+            zero = zero > -middle ? zero : -middle;
+            zero = zero < middle - 1 ? zero : middle - 1;
             found.zero = ((zero + k_magic) - k_magic) + middle;
         }
     }
@@ -192,6 +194,47 @@ void encode_ct_mxfp4(const AffineGrid& grid, const AffineRows& rows,
             return encode_ct_mxfp4_as<Arch, AffineScale::bf16>(grid, rows, out);
         case AffineScale::f32:
             return encode_ct_mxfp4_as<Arch, AffineScale::f32>(grid, rows, out);
+    }
+}
+
+template <class Arch, AffineScale type>
+void encode_ct_nvfp4_as(const AffineGrid& grid, const AffineRows& rows,
+                        const AffineCodes& out) noexcept {
+    constexpr std::size_t lanes = F32<Arch>::size;
+    const auto fit = [&](const float* values, const float*, std::uint64_t count,
+                         std::uint8_t* codes, float& scale, float& zero) noexcept {
+        const Extremes range = extremes_of<Arch>(values, count);
+        const float low = __builtin_fabsf(range.least), high = __builtin_fabsf(range.most);
+        const float largest = stored_scale(low > high ? low : high, type);
+        scale = number_of_e4m3(e4m3_of_one<Arch>(grid.global * stored_scale(largest / 6, type)));
+        if (scale == 0.0f) scale = 0.125f;  // the epsilon of its type
+        zero = 0.0f;
+        const F32<Arch> step(scale / grid.global);
+        std::int32_t found[lanes];
+        for (std::uint64_t i = 0; i < count; i += lanes) {
+            const auto value = of_type<Arch, type>(F32<Arch>::load_unaligned(values + i));
+            e2m1_even<Arch>(quotient<Arch>(value, step)).store_unaligned(found);
+            for (std::size_t k = 0; k < lanes; ++k) {
+                codes[i + k] = static_cast<std::uint8_t>(found[k]);
+            }
+        }
+    };
+    for_each_group(grid, rows, out, fit, [](float) noexcept { return std::uint8_t{0}; });
+}
+
+/// NVFP4 of the same tool: groups of 16 4-bit floats (E2M1) with an 8-bit float (E4M3), which
+/// `grid.global` was multiplied into: 2688 over the tensor's largest magnitude, so that scales
+/// reach to 448. Scales are those 8-bit floats; divided by `grid.global`, they are in float32.
+template <class Arch>
+void encode_ct_nvfp4(const AffineGrid& grid, const AffineRows& rows,
+                     const AffineCodes& out) noexcept {
+    switch (grid.scale) {
+        case AffineScale::f16:
+            return encode_ct_nvfp4_as<Arch, AffineScale::f16>(grid, rows, out);
+        case AffineScale::bf16:
+            return encode_ct_nvfp4_as<Arch, AffineScale::bf16>(grid, rows, out);
+        case AffineScale::f32:
+            return encode_ct_nvfp4_as<Arch, AffineScale::f32>(grid, rows, out);
     }
 }
 

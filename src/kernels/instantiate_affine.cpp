@@ -6,6 +6,7 @@
 #include "kernels/affine_mlx.hpp"
 #include "kernels/affine_nncf.hpp"
 #include "kernels/affine_ort.hpp"
+#include "kernels/affine_portable.hpp"
 #include "kernels/affine_qdq.hpp"
 #include "kernels/best_affine_ct.hpp"
 #include "kernels/best_affine_mlx.hpp"
@@ -26,7 +27,9 @@ const AffineTable& affine_table<Arch>() noexcept {
         .nncf = {&encode_nncf<Arch>, &best_nncf<Arch>},
         .mlx = {&encode_mlx<Arch>, &best_mlx<Arch>},
         .ct = {&encode_ct<Arch>, &best_ct<Arch>},
+        .portable = {&encode_portable<Arch>},
         .ct_mxfp4 = {&encode_ct_mxfp4<Arch>},
+        .ct_nvfp4 = {&encode_ct_nvfp4<Arch>},
         .ct_rows = {&encode_ct<Arch>},
         .ct_fp8 = {&encode_ct_fp8<Arch>},
         .mxfp4 = {&encode_mlx_float<Arch, Mxfp4>},

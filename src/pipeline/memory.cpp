@@ -88,7 +88,7 @@ void for_each_tile(const Tiling& tiling, unsigned threads, const Observer& obser
 }
 
 Tiling planes_tiling(const codecs::Codec& codec, std::uint64_t rows, std::uint64_t columns) {
-    return {rows, columns, codecs::k_row_step,
+    return {rows, columns, codecs::row_step(codec),
             codec.by_columns() ? k_transposed_tile_values : k_tile_values};
 }
 

@@ -140,8 +140,7 @@ codecs::Elements fit(const kernels::Table& table, const codecs::Codec& codec, co
     }
     const codecs::Elements elements = room.of(codec, at.rows, at.columns);
     const codecs::Affine& affine = codec.affine;
-    fit({affine.bits, affine.group_of(at.columns), affine.symmetric, affine.scale},
-        {values, at.rows, at.columns, how.importance},
+    fit(affine.of_rows(at.columns), {values, at.rows, at.columns, how.importance},
         {elements.codes, elements.scales, elements.zeros});
     return elements;
 }

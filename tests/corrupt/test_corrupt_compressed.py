@@ -13,6 +13,7 @@ import phiquant as pq
 from phiquant.errors import FormatError, PhiquantError, UnsupportedError
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
+E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
 
 
 def sound() -> dict[str, np.ndarray]:
@@ -24,6 +25,9 @@ def sound() -> dict[str, np.ndarray]:
         "a.weight_shape": np.array([16, 64], np.int64),
         "b.weight": np.arange(-64, 64, dtype=np.int8).reshape(4, 32),
         "b.weight_scale": np.ones((4, 1), np.float32),
+        "c.weight_packed": np.full((4, 16), 0x21, np.uint8),
+        "c.weight_scale": np.full((4, 2), 2.0, E4M3),
+        "c.weight_global_scale": np.array([4.0], np.float32),
         "norm.weight": np.ones(64, BF16),
     }
 
@@ -39,7 +43,7 @@ def opened(folder: Path, tensors: dict[str, np.ndarray]) -> pq.Checkpoint:
 
 def test_the_sound_one_is_read(tmp_path):
     checkpoint = opened(tmp_path, sound())
-    assert sorted(checkpoint) == ["a.weight", "b.weight", "norm.weight"]
+    assert sorted(checkpoint) == ["a.weight", "b.weight", "c.weight", "norm.weight"]
     packed, plain = checkpoint["a.weight"], checkpoint["b.weight"]
     assert (packed.codec.name, packed.shape) == ("int4_asym_g32,rule=ct", (16, 64))
     # Words hold the rows' zero points, and codes, low bits first.
@@ -47,6 +51,17 @@ def test_the_sound_one_is_read(tmp_path):
     assert packed.codes[1, :8].tolist() == [8, 0, 0, 0, 0, 0, 0, 0]
     assert (packed.dequantize()[1, 0], packed.dequantize()[9, 9]) == (2.0, -2.0 + 0.0)
     assert (plain.dequantize() == sound()["b.weight"]).all()
+    # 0.5 and 1, times 2, over 4.
+    assert (checkpoint["c.weight"].dequantize() == np.tile([0.25, 0.5], (4, 16))).all()
+
+
+def test_bytes_with_zero_points_are_read(tmp_path):
+    zeros = np.array([[-3], [0], [5], [127]], np.int8)
+    found = opened(tmp_path, sound() | {"b.weight_zero_point": zeros})["b.weight"]
+    assert found.codec.name == "int8_asym_channel,rule=ct,scales=f32,layout=bytes"
+    wanted = sound()["b.weight"].astype(np.float32) - zeros
+    assert (found.dequantize() == wanted).all()
+    assert (found.zero_points.astype(int) - 128 == zeros).all()
 
 
 WRONG = {
@@ -72,11 +87,22 @@ WRONG = {
     "zero points of bytes": {"a.weight_zero_point": np.zeros((2, 2), np.int8)},
     "an order of columns": {"a.weight_g_idx": np.arange(64, dtype=np.int32)},
     "a global scale": {"a.weight_global_scale": np.ones(1, np.float32)},
-    "bytes with zero points": {"b.weight_zero_point": np.zeros((4, 1), np.int8)},
+    "bytes with zero points of words": {"b.weight_zero_point": np.zeros((4, 1), np.int32)},
+    "bytes with too many zero points": {"b.weight_zero_point": np.zeros((4, 2), np.int8)},
+    "a global scale of zero": {"c.weight_global_scale": np.zeros(1, np.float32)},
+    "a global scale that is none": {"c.weight_global_scale": np.array([np.nan], np.float32)},
+    "a global scale below zero": {"c.weight_global_scale": np.array([-1], np.float32)},
+    "two global scales": {"c.weight_global_scale": np.ones(2, np.float32)},
+    "a global scale of bytes": {"c.weight_global_scale": np.ones(1, np.int8)},
+    "no global scale": {"c.weight_global_scale": None},
+    "nvfp4 with scales of powers": {"c.weight_scale": np.ones((4, 2), np.uint8)},
+    "nvfp4 with groups of 8": {"c.weight_scale": np.ones((4, 4), E4M3)},
+    "nvfp4 without scales": {"c.weight_scale": None},
+    "nvfp4 of a vector": {"c.weight_packed": np.zeros(64, np.uint8)},
     "bytes of a vector": {"b.weight": np.zeros(128, np.int8)},
     "bytes without a sign": {"b.weight": np.zeros((4, 32), np.uint8)},
     "bytes with scales of blocks": {"b.weight_scale": np.ones((2, 1), np.float32)},
-    "scales of nothing": {"c.weight_scale": np.ones((4, 1), np.float32)},
+    "scales of nothing": {"d.weight_scale": np.ones((4, 1), np.float32)},
 }
 
 

@@ -65,7 +65,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         (["convert", "x", "--grid", "portable"], ["no option '--grid'"]),
         (["convert", "x", "--to", "q8_0", "q4_0"], ["(q4_0)", "Write --to before each target"]),
         (["convert", "x", "--to", "q4_k_x"], ["no target 'q4_k_x'", "Did you mean", "q4_k_m"]),
-        (["convert", "x", "--to", "hf:nvfp4"], ["does not write hf:nvfp4 yet"]),
+        (["convert", "x", "--to", "hf:nvfp5"], ["no preset 'nvfp5'", "hf:nvfp4"]),
         (["convert", "x", "--to", "q8_0", "--threads", "0"], ["--threads: 0 is not in"]),
         (["convert", "x", "--to", "q8_0", "--threads", "two"], ["--threads: 'two'"]),
         (["convert", "x", "--to", "q8_0", "--mix", "old"], ["--mix: 'old'", "published"]),

@@ -39,12 +39,6 @@ def test_copying_is_no_target() -> None:
         parse_target("COPY")
 
 
-@pytest.mark.parametrize("text", ["hf:nvfp4", "HF:nvfp4"])
-def test_formats_of_later_versions_are_not_yet_there(text: str) -> None:
-    with pytest.raises(UsageError, match=r"this version does not write .* yet"):
-        parse_target(text)
-
-
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -8,9 +8,10 @@ import pytest
 import hf_peer as peer
 import phiquant as pq
 from phiquant import _core
-from phiquant.errors import UnsupportedError, ValueRangeError
+from phiquant.errors import ShapeError, UnsupportedError, UsageError, ValueRangeError
 from places import DATA
 
+NVFP4 = "nvfp4,layout=packed,scales=f32,global=42280000"
 BITS = (2, 4, 8)
 GROUPS = (16, 32, 64, 128, None)
 SIGNS = {"sym": True, "asym": False}
@@ -52,6 +53,27 @@ def test_codes_that_cross_words_are_those_of_compressed_tensors(bits):
     assert packed(ours) == [peer.raw(theirs["weight_packed"]), peer.raw(theirs["weight_scale"])]
 
 
+@pytest.mark.parametrize("rows", [32, 96, 1024])
+@pytest.mark.parametrize("group", [32, 128])
+@pytest.mark.parametrize("bits", [3, 5, 6])
+def test_zero_points_that_cross_words_are_those_of_compressed_tensors(bits, group, rows):
+    weights = matrix(group, "bf16")
+    weights = np.tile(weights, (-(-rows // len(weights)), 1))[:rows]
+    how = peer.scheme(bits, False, group)
+    theirs = peer.compressed(weights, how, "pack-quantized")
+    ours = pq.quantize(weights, codec(bits, "asym", group, "bf16"), threads=2)
+    names = ["weight_packed", "weight_scale", "weight_zero_point"]
+    assert packed(ours) == [peer.raw(theirs[name]) for name in names]
+    decoded = peer.decompressed(theirs, how, "pack-quantized")
+    found = ours.dequantize(threads=2).astype(peer.TYPES["bf16"][0]).astype(np.float32)
+    assert (found == decoded).all()
+
+
+def test_zero_points_that_cross_words_come_in_32_rows():
+    with pytest.raises(ShapeError, match="32"):
+        pq.quantize(np.ones((40, 64), np.float32), "int3_asym_g32,rule=ct")
+
+
 @pytest.mark.parametrize("rows", [1, 5, 27])
 @pytest.mark.parametrize("bits", BITS)
 def test_zero_points_of_rows_that_do_not_fill_a_word(bits, rows):
@@ -68,6 +90,19 @@ def test_signed_bytes_are_those_of_compressed_tensors(kind):
     theirs = peer.compressed(weights, peer.scheme(8, True, None), "int-quantized")
     ours = pq.quantize(weights, codec(8, "sym", None, kind) + ",layout=openvino")
     assert packed(ours) == [peer.raw(theirs["weight"]), peer.raw(theirs["weight_scale"])]
+
+
+@pytest.mark.parametrize("group", [32, None])
+def test_signed_zero_points_are_those_of_compressed_tensors(group):
+    weights = matrix(group, "bf16")
+    how = peer.scheme(8, False, group)
+    theirs = peer.compressed(weights, how, "int-quantized")
+    ours = pq.quantize(weights, codec(8, "asym", group, "bf16") + ",layout=bytes")
+    names = ["weight", "weight_scale", "weight_zero_point"]
+    assert packed(ours) == [peer.raw(theirs[name]) for name in names]
+    decoded = peer.decompressed(theirs, how, "int-quantized")
+    found = ours.dequantize().astype(peer.TYPES["bf16"][0]).astype(np.float32)
+    assert (found == decoded).all()
 
 
 @pytest.mark.parametrize("kind", peer.TYPES)
@@ -91,6 +126,29 @@ def test_mxfp4_is_that_of_compressed_tensors(kind):
     assert ours.zero_points is None
 
 
+@pytest.mark.parametrize("kind", ["bf16", "f32"])
+@pytest.mark.parametrize("largest", [30000, 1.0, 0.05])
+def test_nvfp4_is_that_of_compressed_tensors(kind, largest):
+    weights = peer.groups(64, kind)
+    weights = np.clip(weights, -largest, largest).astype(weights.dtype)
+    how = peer.eight_bit_scales()
+    theirs = peer.compressed(weights, how, "nvfp4-pack-quantized")
+    spread = theirs["weight_global_scale"].numpy().view(np.uint32)[0]
+    ours = pq.quantize(weights, f"nvfp4,layout=packed,scales={kind},global={spread:08x}")
+    assert packed(ours) == [peer.raw(theirs["weight_packed"]), peer.raw(theirs["weight_scale"])]
+    assert ours.zero_points is None
+    # The tool's own result is bfloat16, whatever the weights were.
+    decoded = peer.decompressed(theirs, how, "nvfp4-pack-quantized")
+    found = ours.dequantize().astype(peer.TYPES["bf16"][0]).astype(np.float32)
+    assert (found == decoded).all()
+
+
+@pytest.mark.parametrize("digits", ["", "1", "00000000", "7f800000", "bf800000", "3f80000g"])
+def test_scales_of_a_tensor_are_positive_numbers(digits):
+    with pytest.raises(UsageError, match="no codec"):
+        pq.quantize(np.ones((2, 16), np.float32), f"nvfp4,layout=packed,global={digits}")
+
+
 def test_weights_are_rounded_to_the_scales_type_first():
     weights = peer.groups(64, "f32")
     ours = pq.quantize(weights, codec(4, "asym", 64, "bf16"))
@@ -102,7 +160,12 @@ def test_weights_are_rounded_to_the_scales_type_first():
 @pytest.mark.parametrize("bits", BITS)
 def test_every_instruction_set_gives_the_same(bits, sign):
     names = [(codec(bits, sign, 64, kind), kind) for kind in peer.TYPES]
-    for name, kind in [*names, ("fp8_channel", "bf16"), ("mxfp4,layout=packed", "bf16")]:
+    for name, kind in [
+        *names,
+        ("fp8_channel", "bf16"),
+        ("mxfp4,layout=packed", "bf16"),
+        (NVFP4, "f32"),
+    ]:
         weights = matrix(64, kind).astype(np.float32)
         found = [_core.encode_affine(name, weights, arch) for arch in _core.available_archs()]
         for other in found[1:]:

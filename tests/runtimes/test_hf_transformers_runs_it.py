@@ -61,8 +61,11 @@ FOLDERS = [
     ("phi4mini", "w3a16,group=32"),
     ("phi4mini", "w4a16,group=channel,dtype=fp32"),
     ("phi4mini", "w8a8,dtype=fp16"),
+    ("phi4mini", "w3a16,asym,group=32"),
     ("phi35", "fp8"),
     ("phi35", "mxfp4"),
+    ("phi35", "nvfp4"),
+    ("phi3win", "nvfp4,dtype=fp32"),
     ("phi3win", "mxfp4,dtype=fp32"),
     ("phi4mini", "fp8,dtype=fp32"),
     ("phi3win", "w4a16,group=64,sym"),
@@ -123,7 +126,7 @@ def test_float16_is_what_is_asked_for(folder):
         assert (values == np.asarray(original[name], np.float32).astype(np.float16)).all()
 
 
-@pytest.mark.parametrize("preset", ["w4a16,group=32", "w8a8", "fp8", "mxfp4"])
+@pytest.mark.parametrize("preset", ["w4a16,group=32", "w8a8", "fp8", "mxfp4", "nvfp4"])
 def test_plain_from_pretrained_runs_it_as_published(folder, preset):
     """Without a word on quantization; and 8-bit activations where the scheme has them."""
     from transformers import AutoModelForCausalLM
@@ -199,18 +202,19 @@ def test_a_quantized_head(folder):
 # What compressed-tensors itself writes ---------------------------------------------------------
 
 
-def theirs(source: Path, out: Path, preset: str) -> Any:
-    """A folder made by compressed-tensors' own presets and compressors; gives its config."""
+def theirs(source: Path, out: Path, preset: Any, format: str | None = None) -> Any:
+    """A folder made by compressed-tensors' own presets (or of a scheme); gives its config."""
     from compressed_tensors.quantization import QuantizationConfig, preset_name_to_scheme
     from safetensors.torch import save_file
 
-    how = preset_name_to_scheme(preset, ["Linear"])
+    how = preset_name_to_scheme(preset, ["Linear"]) if isinstance(preset, str) else preset
     formats = {
         "W8A8": "int-quantized",
         "FP8_DYNAMIC": "float-quantized",
         "MXFP4A16": "mxfp4-pack-quantized",
+        "NVFP4A16": "nvfp4-pack-quantized",
     }
-    format = formats.get(preset, "pack-quantized")
+    format = format or formats.get(preset, "pack-quantized")
     original = pq.open(source)
     tensors = {}
     for name in original:
@@ -241,6 +245,7 @@ PUBLISHED = [
     ("phi35", "W8A8", "w8a8"),
     ("phi4mini", "FP8_DYNAMIC", "fp8"),
     ("phi35", "MXFP4A16", "mxfp4"),
+    ("phi35", "NVFP4A16", "nvfp4"),
 ]
 
 
@@ -276,6 +281,19 @@ def test_folders_of_compressed_tensors_are_read(folder, tmp_path, fixture, prese
     ids, _ = prompt(fixture, "chat")
     found = [Decoder(one, threads=1)(ids[None], last=4) for one in (opened, same)]
     assert (found[0] == found[1]).all()
+
+
+def test_signed_bytes_with_zero_points_are_read(tmp_path):
+    """As naive compressors leave them: nothing packed."""
+    how = peer.scheme(8, False, 64)
+    path = tmp_path / "theirs"
+    theirs(DATA / "phi35", path, how, "int-quantized")
+    opened, original = pq.open(path), pq.open(DATA / "phi35")
+    name = "model.layers.2.mlp.down_proj.weight"
+    assert opened.entries[name].type == "int8_asym_g64,rule=ct,layout=bytes"
+    same = pq.quantize(original[name], "int8_asym_g64,rule=ct")
+    assert (opened[name].dequantize() == same.dequantize()).all()
+    assert (opened[name].zero_points == same.zero_points).all()
 
 
 # What the folder holds -------------------------------------------------------------------------
@@ -328,9 +346,8 @@ def test_large_models_are_split_with_an_index():
         ("phi35", "hf:bf16,dtype=fp16", "no option 'dtype=fp16'"),
         ("phi35", "hf:w4a16,sym,asym", "no option 'sym'"),
         ("phi35", "hf:w4a16,bits=3", "no option 'bits=3'"),
-        ("phi35", "hf:w3a16,asym", "3 bits with zero points"),
         ("phi35", "hf:w5a16", "hf has no preset 'w5a16'.*hf:w8a16"),
-        ("phi35", "hf:nvfp4", "does not write hf:nvfp4 yet"),
+        ("phi35", "hf:nvfp4,group=16", "has no choice of groups"),
     ],
 )
 def test_what_makes_no_sense_is_refused(fixture, target, words):

@@ -27,7 +27,7 @@ FLOATS: Final[Mapping[str, tuple[str, str, str]]] = {
 PACKED: Final[Mapping[str, int]] = {"w8a16": 8, "w4a16": 4, "w3a16": 3, "w2a16": 2}
 
 #: The presets of ``hf:`` targets.
-PRESETS: Final = (*FLOATS, "w8a8", "fp8", *PACKED, "mxfp4", *gptq.LAYOUTS)
+PRESETS: Final = (*FLOATS, "w8a8", "fp8", *PACKED, "mxfp4", "nvfp4", *gptq.LAYOUTS)
 
 # What compressed-tensors calls Linear; the output stays a float, as in llm-compressor's recipes.
 _LINEAR = ("attn_qkv", "attn_output", "ffn_gate_up", "ffn_down", "output")
@@ -48,7 +48,8 @@ class Scheme:
     activations : bool
         Whether activations are rounded to 8 bits, too, each token by its own scale.
     small_floats : bool
-        Whether codes are floats: E4M3 of 8 bits, or E2M1 of 4 bits with powers of two as scales.
+        Whether codes are floats: E4M3 of 8 bits, or E2M1 of 4 bits, in groups of 32 with powers of
+        two as scales, or of 16 with 8-bit floats under a scale of the whole tensor.
     layout : str
         ``gptq``, ``gptq_v1`` or ``awq``; empty for compressed-tensors.
     """
@@ -62,7 +63,7 @@ class Scheme:
 
     def __str__(self) -> str:
         if self.small_floats:
-            return "fp8" if self.activations else "mxfp4"
+            return "fp8" if self.activations else self._four_bits
         if self.activations:
             return "w8a8"
         sign = "sym" if self.symmetric else "asym"
@@ -77,13 +78,22 @@ class Scheme:
         if self.layout:
             return self.layout
         if self.small_floats:
-            return "float-quantized" if self.activations else "mxfp4-pack-quantized"
+            return "float-quantized" if self.activations else f"{self._four_bits}-pack-quantized"
         return "int-quantized" if self.activations else "pack-quantized"
+
+    @property
+    def has_global(self) -> bool:
+        """Whether the whole tensor has a scale, too: NVFP4."""
+        return self.small_floats and self.group == 16
+
+    @property
+    def _four_bits(self) -> str:
+        return "nvfp4" if self.has_global else "mxfp4"
 
     def codec(self, scales: str) -> str:
         """The codec's name, with scales of the type ``scales``."""
         if self.small_floats:
-            name = "fp8_channel" if self.activations else "mxfp4,layout=packed"
+            name = "fp8_channel" if self.activations else f"{self._four_bits},layout=packed"
             return name if scales == "bf16" else f"{name},scales={scales}"
         sign = "sym" if self.symmetric else "asym"
         group = f"g{self.group}" if self.group else "channel"
@@ -106,7 +116,9 @@ class Scheme:
             "group_size": self.group or None,
             "dynamic": False,
         }
-        if self.small_floats and not self.activations:
+        if self.has_global:
+            weights |= {"strategy": "tensor_group", "scale_dtype": "torch.float8_e4m3fn"}
+        elif self.small_floats and not self.activations:
             weights["scale_dtype"] = "torch.uint8"
         inputs = {
             "num_bits": 8,
@@ -134,7 +146,10 @@ FP8: Final = Scheme(8, True, 0, activations=True, small_floats=True)
 #: 4-bit floats in groups with a power of two.
 MXFP4: Final = Scheme(4, True, 32, small_floats=True)
 
-_FIXED: Final = {"w8a8": W8A8, "fp8": FP8, "mxfp4": MXFP4}
+#: 4-bit floats in groups with an 8-bit float, under a scale of the whole tensor.
+NVFP4: Final = Scheme(4, True, 16, small_floats=True)
+
+_FIXED: Final = {"w8a8": W8A8, "fp8": FP8, "mxfp4": MXFP4, "nvfp4": NVFP4}
 
 
 @dataclass(frozen=True)

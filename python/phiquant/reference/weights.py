@@ -15,7 +15,7 @@ _STRIP = 1 << 20
 
 
 # Rows at which every plane begins a whole byte.
-_STEP = 16
+_STEP = 32
 
 
 class Weights:
@@ -118,7 +118,7 @@ class Weights:
         self, entry: TensorEntry, codec: Codec, begin: int, end: int
     ) -> NDArray[np.float32]:
         rows, columns = _rows(entry), entry.shape[-1]
-        # Planes begin whole bytes at every sixteenth row.
+        # Planes begin whole bytes at every thirty-second row.
         low, high = begin // _STEP * _STEP, min(rows, -(-end // _STEP) * _STEP)
         pieces = []
         whole = codec.planes(rows, columns)

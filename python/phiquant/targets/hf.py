@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +17,7 @@ from phiquant.architectures.spec import ModelSpec, TensorRole
 from phiquant.checkpoint import Checkpoint
 from phiquant.codecs import find_codec
 from phiquant.errors import UsageError
+from phiquant.measure.largest import largest_magnitudes
 from phiquant.plan import PlannedFile, PlannedTarget, PlannedTensor
 from phiquant.recipes import gptq
 from phiquant.recipes.hf import FLOATS, GROUPS, Assignment, Scheme, assign
@@ -78,9 +80,16 @@ def plan_hf(
         version=options.version,
         overrides=overrides,
     )
+    spread = [name for name, scheme in assignment.schemes.items() if scheme and scheme.has_global]
+    globals_ = _globals(checkpoint, spread, FLOATS[options.dtype][0])
     stored = [
         _stored(
-            tensor, assignment.schemes.get(tensor.source), options.dtype, best, importance or {}
+            tensor,
+            assignment.schemes.get(tensor.source),
+            options.dtype,
+            best,
+            importance or {},
+            globals_.get(tensor.source),
         )
         for tensor in spec.tensors
     ]
@@ -180,12 +189,31 @@ def _own_dtype(target: Target, spec: ModelSpec) -> str:
     return {"float16": "fp16", "float32": "fp32"}.get(spec.dtype or "", "bf16")
 
 
+def _globals(checkpoint: Checkpoint, names: list[str], dtype: str) -> dict[str, np.float32]:
+    """What NVFP4's scales of each matrix are multiplied by, that the largest becomes 448.
+
+    compressed-tensors divides in the weights' type. Half of that type's numbers are too large for
+    float16, which it then leaves at 1; those are divided in float32 here.
+    """
+    if not names:
+        return {}
+    found = {}
+    for name, largest in largest_magnitudes(checkpoint, names).items():
+        with np.errstate(over="ignore", divide="ignore"):
+            value = np.float32(448 * 6) / np.float32(largest)
+            if dtype == "bf16":
+                value = value.astype(ml_dtypes.bfloat16).astype(np.float32)
+        found[name] = value if np.isfinite(value) else np.float32(1)
+    return found
+
+
 def _stored(
     tensor: TensorRole,
     scheme: Scheme | None,
     dtype: str,
     best: bool,
     importance: Mapping[str, NDArray[np.float32]],
+    global_: np.float32 | None = None,
 ) -> list[StoredTensor]:
     """What the container holds of a source tensor."""
     codec, _, kind = FLOATS[dtype]
@@ -195,6 +223,8 @@ def _stored(
         return [StoredTensor(kind, plain)]
     rows, columns = tensor.shape
     name = scheme.codec(codec)
+    if global_ is not None:
+        name = find_codec(f"{name},global={int(global_.view(np.uint32)):08x}").name
     if best:
         check_best(find_codec(name), tensor=tensor.source)
     weights = importance.get(tensor.source) if best else None
@@ -209,6 +239,12 @@ def _stored(
             _part(tensor, "weight_shape"), None, "i64", (2,), 0, len(shape), literal=shape, count=0
         )
         found.append(StoredTensor("I64", literal))
+    if global_ is not None:
+        raw = global_.tobytes()
+        literal = PlannedTensor(
+            _part(tensor, "weight_global_scale"), None, "f32", (1,), 0, 4, literal=raw, count=0
+        )
+        found.append(StoredTensor("F32", literal))
     if scheme.layout.startswith("gptq"):
         # Which group a column is in: the next where the last ends.
         index = (np.arange(columns) // (scheme.group or columns)).astype("<i4").tobytes()
@@ -250,8 +286,8 @@ def _containers(
         type_ = "F8_E4M3" if scheme.small_floats else "I8"
         return {0: ("weight", type_, (rows, columns)), 1: scales}
     if scheme.small_floats:
-        # Powers of two by their exponents, whatever the type of the other floats.
-        scales = ("weight_scale", "U8", (rows, groups))
+        # Powers of two by their exponents, or 8-bit floats, whatever the type of the other floats.
+        scales = ("weight_scale", "F8_E4M3" if scheme.has_global else "U8", (rows, groups))
         return {0: ("weight_packed", "U8", (rows, columns // 2)), 1: scales}
     words = -(-columns * scheme.bits // 32)
     found = {0: ("weight_packed", "I32", (rows, words)), 1: scales}

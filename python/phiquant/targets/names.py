@@ -30,10 +30,6 @@ PRESETS: Final[Mapping[str, tuple[str, ...]]] = {
     "hf": HF_PRESETS,
 }
 
-# Presets of later versions that people will try, so that the answer is "not yet" and no guess.
-_LATER: Final[Mapping[str, tuple[str, ...]]] = {
-    "hf": ("nvfp4",),
-}
 _FORMATS = tuple(PRESETS)
 
 _LIST = "'phiquant formats' lists what there is."
@@ -86,9 +82,6 @@ def parse_target(text: str) -> Target:
         format_name, preset = _bare(text, format_name)
     if format_name not in _FORMATS:
         raise UsageError(f"'{text}': there is no format '{format_name}'", remedy=_guess(head))
-    if preset in _LATER.get(format_name, ()):
-        cause = f"'{text}': this version does not write {format_name}:{preset} yet"
-        raise UsageError(cause, remedy=f"It writes {_written()}. {_LIST}")
     preset = _gguf_preset(text, preset) if format_name == "gguf" else _preset(text, preset)
     options = _options(text, words)
     if format_name == "gguf" and options:
@@ -149,7 +142,7 @@ def _bare(text: str, name: str) -> tuple[str, str]:
     if ALIASES.get(name, name) in CURRENT or name == "copy":
         return "gguf", name
     if name in _FORMATS:
-        example = "q4_k_m" if name == "gguf" else (*PRESETS.get(name, ()), *_LATER.get(name, ()))[0]
+        example = "q4_k_m" if name == "gguf" else PRESETS[name][0]
         cause = f"'{text}' names a format without a preset"
         raise UsageError(cause, remedy=f"Write {name}:PRESET, as {name}:{example}. {_LIST}")
     raise UsageError(f"there is no target '{text}'", remedy=_guess(name))
@@ -192,19 +185,11 @@ def _options(text: str, words: list[str]) -> tuple[tuple[str, str | bool], ...]:
     return tuple(sorted(found.items()))
 
 
-def _written() -> str:
-    examples = {"gguf": "gguf:q4_k_m"}
-    return " and ".join(examples.get(name, f"{name}:{PRESETS[name][-1]}") for name in PRESETS)
-
-
 def _guess(word: str) -> str:
     """What the user may have meant."""
     word = word.lower()
     known = {name: name for name in (*GGUF_PRESETS, *ALIASES)}
     known |= {f"{kind}:{name}": f"{kind}:{name}" for kind in PRESETS for name in PRESETS[kind]}
     others = [f"{kind}:{word}" for kind in PRESETS if word in PRESETS[kind]]
-    later = {preset: f"{name}:{preset}" for name, presets in _LATER.items() for preset in presets}
-    if word in later and word not in known and not others:
-        return f"{later[word]} is for a later version. {_LIST}"
     close = [*others, *difflib.get_close_matches(word, known, n=3 - len(others[:2]), cutoff=0.5)]
     return f"Did you mean {' or '.join(close)}? {_LIST}" if close else _LIST
