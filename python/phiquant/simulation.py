@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phiquant.convert import plan
-from phiquant.errors import PhiquantError, UnsupportedError
+from phiquant.errors import PhiquantError, UnsupportedError, ValueRangeError
 from phiquant.hf_model import open_model, plain_names, unwrap
 from phiquant.measure.bar import Bar
 from phiquant.memory import borrow
@@ -105,6 +106,7 @@ def simulate(
     embedding_type: str | None = None,
     tensor: str | Iterable[str] = (),
     importance: str | os.PathLike[str] | None = None,
+    grid: str = "native",
     threads: int | None = None,
     progress: bool | Callable[[int, int], None] = False,
 ) -> Simulation:
@@ -124,7 +126,7 @@ def simulate(
         One target, as :func:`phiquant.convert` takes it.
     config : config of transformers, mapping or path, optional
         Of a state dict.
-    quality, mix, pure, output_type, embedding_type, tensor, importance
+    quality, mix, pure, output_type, embedding_type, tensor, importance, grid
         As :func:`phiquant.plan` takes them.
     threads : int, optional
         Workers; one a processor by default.
@@ -160,6 +162,7 @@ def simulate(
             embedding_type=embedding_type,
             tensor=tensor,
             importance=importance,
+            grid=grid,
         )
     finally:
         opened.close()
@@ -243,15 +246,21 @@ def _replace(
         begin, end = encoding.rows or (0, len(values))
         if encoding.codec.partition(",")[0] in (kind, "f32"):
             continue  # it holds these very values
+        encode = partial(
+            quantize,
+            codec=encoding.codec,
+            importance=encoding.importance,
+            quality="best" if encoding.best else "reference",
+            threads=threads,
+        )
         for at in range(begin, end, step):
-            part = values[at : min(at + step, end)]
-            decoded = quantize(
-                part,
-                encoding.codec,
-                importance=encoding.importance,
-                quality="best" if encoding.best else "reference",
-                threads=threads,
-            ).dequantize(threads=threads)
+            stop = min(at + step, end)
+            part = values[at:stop]
+            try:
+                decoded = encode(part).dequantize(threads=threads)
+            except ValueRangeError:
+                encode(values[:stop])  # for an error that counts from the tensor's first row
+                raise
             original = part.astype(np.float32).ravel()
             signal += float(np.dot(original, original))
             original -= decoded.ravel()

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 import phiquant as pq
+from phiquant.registry.store import Registry
 
 DATA = Path(__file__).parents[1] / "data"
 TARGETS = ("gguf:q4_k_m", "onnx:int4", "mlx:4bit", "openvino:int4", "hf:w4a16")
@@ -97,6 +98,10 @@ def test_a_plan_of_a_model_names_it_and_its_files_vanish_afterwards(tmp_path: Pa
     ]
     report = plan.run(tmp_path)
     assert report.source == "Phi3ForCausalLM (in memory)"
+    recorded = Registry().at(report.results[0].resolve())
+    assert recorded is not None
+    assert recorded.facts["source"]["path"] == "Phi3ForCausalLM (in memory)"
+    assert not recorded.facts["source"].get("files")
     assert set(Path(tempfile.gettempdir()).glob("phiquant-*")) - left
     del plan
     gc.collect()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,15 @@ TARGETS = (
     "hf:mxfp4",
 )
 IDS = torch.arange(5, 69)[None]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Matrices so small are faster without waiting for another thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @functools.cache
@@ -100,6 +110,8 @@ def test_simulated_weights_and_logits_are_those_of_the_files(source: str, tmp_pa
 @pytest.mark.parametrize(
     ("target", "options"),
     [
+        ("hf:gptq", {}),
+        ("hf:awq", {}),
         ("iq2_m", {"importance": DATA / "phi35" / "imatrix.gguf"}),
         ("q4_k_m", {"importance": DATA / "phi35" / "imatrix.gguf", "quality": "best"}),
         ("q4_k_m", {"tensor": "*.down_proj.weight=q8_0", "embedding_type": "q2_k"}),
@@ -168,6 +180,22 @@ def test_a_tensor_that_cannot_be_encoded_leaves_the_model_as_it_was() -> None:
     with pytest.raises(pq.ValueRangeError, match=r"layers\.5\.mlp\.down_proj"):
         pq.simulate(model, "q4_k_m")
     assert bits(model) == before
+
+
+def test_strips_are_not_seen_in_weights_or_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, other = load("phi35"), load("phi35")
+    with torch.no_grad():
+        model.lm_head.weight[4000, 9] = float("inf")
+    for target in ("q3_k_m", "openvino:int4", "onnx:int4"):
+        pq.simulate(other, target)
+    expected = bits(other)
+    monkeypatch.setattr("phiquant.simulation._STRIP", 1 << 14)
+    other = load("phi35")
+    for target in ("q3_k_m", "openvino:int4", "onnx:int4"):
+        pq.simulate(other, target)
+    assert bits(other) == expected
+    with pytest.raises(pq.ValueRangeError, match=r"lm_head.*infinity at \[4000, 9\]"):
+        pq.simulate(model, "q3_k_m")
 
 
 def test_what_cannot_be_written_to_is_refused() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phiquant import _core
+from phiquant.memory import MemoryCheckpoint
 from phiquant.registry import checksums
 from phiquant.registry.records import File, NewModel
 from phiquant.targets.model_card import read_card
@@ -140,6 +141,9 @@ def _source(checkpoint: Checkpoint) -> dict[str, Any]:
     """Where the weights come from: the path, and repository and commit where it is the hub's."""
     if not checkpoint.path.exists():  # tensors in memory
         return {"path": str(checkpoint.path), "name": checkpoint.name, "format": checkpoint.format}
+    if isinstance(checkpoint, MemoryCheckpoint):
+        memory = {"path": str(checkpoint.path), "name": checkpoint.name, "format": "memory"}
+        return {**memory, "files": []}
     path = Path(os.path.abspath(checkpoint.path))  # noqa: PTH100 - the hub's cache is full of links
     facts: dict[str, Any] = {
         "path": str(path),
