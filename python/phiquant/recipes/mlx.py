@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import fnmatch
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Final
 
 from phiquant.architectures.spec import ModelSpec, TensorRole
 from phiquant.errors import UsageError
+from phiquant.recipes.globs import by_name
 
 #: Lengths of groups that mlx's affine mode has, and bits of its codes.
 GROUPS: Final = (32, 64, 128)
@@ -152,30 +152,22 @@ def assign(
             f"mlx has no preset '{preset}'", remedy=f"{hint}There are {', '.join(PRESETS)}."
         )
     _check_group(preset, group)
-    wanted = [(glob, packing_of(name)) for glob, name in overrides]
+    matrices = [tensor for tensor in spec.tensors if tensor.role in _MATRICES]
+    wanted = by_name(
+        (tensor.source for tensor in matrices),
+        [(glob, packing_of(name)) for glob, name in overrides],
+        kind="matrix",
+    )
     default = _default(preset, group or 64)
     packings: dict[str, Packing | None] = {}
     unfit = []
-    used = set()
-    for tensor in spec.tensors:
-        if tensor.role not in _MATRICES:
-            continue
-        found = _rule(spec, tensor, preset, default)
-        for number, (glob, packing) in enumerate(wanted):
-            if fnmatch.fnmatchcase(tensor.source, glob):
-                used.add(number)
-                found = packing
-                break
+    for tensor in matrices:
+        name = tensor.source
+        found = wanted[name] if name in wanted else _rule(spec, tensor, preset, default)
         if found is not None and tensor.shape[-1] % found.group:
-            unfit.append(tensor.source)
+            unfit.append(name)
             found = None
-        packings[tensor.source] = found
-    for number, (glob, _) in enumerate(wanted):
-        if number not in used and not any(fnmatch.fnmatchcase(name, glob) for name in packings):
-            raise UsageError(
-                f"'{glob}' matches no matrix of the model",
-                remedy="Globs are on source names, as '*.down_proj.weight'.",
-            )
+        packings[name] = found
     return Assignment(default, packings, tuple(unfit), _notes(spec, preset))
 
 
