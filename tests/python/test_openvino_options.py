@@ -257,8 +257,8 @@ def test_a_template_that_xml_cannot_hold_stands_in_its_file(tmp_path: Path) -> N
     assert told["chat_template"] == config["chat_template"]
 
 
-def test_a_gguf_is_no_source(converted) -> None:
-    with pytest.raises(pq.UnsupportedError, match="Hugging Face checkpoint only"):
+def test_a_gguf_is_no_source_without_a_tokenizer(converted) -> None:
+    with pytest.raises(pq.UsageError, match="no tokenizer.json"):
         pq.plan(converted("phi35", "f16"), "openvino:int8")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,9 @@ def test_quantized_texts_are_those_of_optimum_intels_export(folder, fixture, pre
     prompts, _ = reference(fixture)
     pipeline = peer.pipeline(folder(fixture, preset), "PA")
     for name, wanted in EXPORTS[fixture][preset]["greedy"].items():
-        assert peer.greedy(pipeline, prompts[name]["text"], 24) == wanted, name
+        found = peer.greedy(pipeline, prompts[name]["text"], 24)
+        # Of bytes that are no UTF-8, openvino-tokenizers' own detokenizer makes fewer signs.
+        assert re.sub("\ufffd+", "?", found) == re.sub("\ufffd+", "?", wanted), name
 
 
 @pytest.mark.parametrize("fixture", FIXTURES)
