@@ -181,7 +181,7 @@ def test_overrides_that_make_no_sense_are_refused(override):
     "choice",
     [
         {"pure": True}, {"mix": "published"}, {"output_type": "q8_0"}, {"embedding_type": "q8_0"},
-        {"requantize": True}, {"split_size": "1G"},
+        {"split_size": "1G"},
     ],
 )  # fmt: skip
 def test_what_only_gguf_has_is_refused_where_no_gguf_is_made(choice):
@@ -190,9 +190,10 @@ def test_what_only_gguf_has_is_refused_where_no_gguf_is_made(choice):
     assert pq.plan(DATA / "phi35", ["mlx:4bit", "q8_0"], **choice).nbytes
 
 
-def test_a_quantized_folder_is_no_source(folder):
-    with pytest.raises(UnsupportedError, match="quantized already"):
-        pq.plan(folder, "mlx:8bit")
+def test_a_quantized_folder_becomes_what_holds_its_codes_and_nothing_less(folder):
+    pq.plan(folder, "mlx:8bit")
+    with pytest.raises(UnsupportedError, match="holds codes of 4 bits"):
+        pq.plan(folder, "mlx:2bit")
 
 
 def test_large_models_are_split_as_mlx_lm_splits_them(tmp_path, monkeypatch):
