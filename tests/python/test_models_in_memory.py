@@ -282,8 +282,11 @@ def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
 
 
-def test_openvino_mixes_by_the_weights_in_memory(tmp_path: Path) -> None:
-    target = "openvino:int4,ratio=0.6"  # decided by each matrix's error
+# By each matrix's error, its largest weight, and the activations of a text.
+@pytest.mark.parametrize(
+    "target", ["openvino:int4,ratio=0.6", "hf:nvfp4", "onnx:int8-static,tokens=512"]
+)
+def test_what_is_measured_first_is_measured_in_memory(target: str, tmp_path: Path) -> None:
     expected = pq.convert(DATA / "phi35", to=target, out=tmp_path / "folder").path
     found = pq.convert(
         arrays_of("phi35"), config=DATA / "phi35", tokenizer=DATA / "phi35", to=target, out=tmp_path / "memory"

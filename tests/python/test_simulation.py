@@ -112,6 +112,11 @@ def test_simulated_weights_and_logits_are_those_of_the_files(source: str, tmp_pa
     [
         ("hf:gptq", {}),
         ("hf:awq", {}),
+        ("hf:nvfp4", {}),
+        ("mlx:mxfp8", {}),
+        ("openvino:int4,ratio=0.6", {}),
+        ("onnx:int4", {"grid": "portable"}),
+        ("hf:awq", {"grid": "portable"}),
         ("iq2_m", {"importance": DATA / "phi35" / "imatrix.gguf"}),
         ("q4_k_m", {"importance": DATA / "phi35" / "imatrix.gguf", "quality": "best"}),
         ("q4_k_m", {"tensor": "*.down_proj.weight=q8_0", "embedding_type": "q2_k"}),
