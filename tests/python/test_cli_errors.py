@@ -62,7 +62,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         (["convert", "x", "--too", "q8_0"], ["no option '--too'", "--to"]),
         (["plan", "x", "--ouput-type", "q8_0"], ["Did you mean --output-type"]),
         (["inspect", "x", "-json"], ["Did you mean --json?"]),
-        (["convert", "x", "--grid", "portable"], ["no option '--grid'"]),
+        (["convert", "x", "--gird", "portable"], ["no option '--gird'"]),
         (["convert", "x", "--to", "q8_0", "q4_0"], ["(q4_0)", "Write --to before each target"]),
         (["convert", "x", "--to", "q4_k_x"], ["no target 'q4_k_x'", "Did you mean", "q4_k_m"]),
         (["convert", "x", "--to", "hf:nvfp5"], ["no preset 'nvfp5'", "hf:nvfp4"]),
