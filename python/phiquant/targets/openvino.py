@@ -19,9 +19,10 @@ from phiquant.errors import InternalError
 from phiquant.measure.columns import column_magnitudes
 from phiquant.measure.rounding import row_errors
 from phiquant.plan import PlannedFile, PlannedTarget, PlannedTensor
+from phiquant.targets.folder import folder_target
 from phiquant.targets.gguf_metadata import SourceFacts
 from phiquant.targets.modelfile import eos_ids
-from phiquant.targets.names import Target, default_output
+from phiquant.targets.names import Target
 from phiquant.targets.openvino_awq import Scaling
 from phiquant.targets.openvino_graph import Graph
 from phiquant.targets.openvino_model import decoder
@@ -91,22 +92,7 @@ def plan_openvino(
         texts["generation_config.json"] = _json(_generation(facts, tokenizer))
     if "chat_template.jinja" not in texts and tokenizer.chat_template is not None:
         texts["chat_template.jinja"] = tokenizer.chat_template.encode()
-    files += [PlannedFile(name, len(text), text, ()) for name, text in texts.items()]
-
-    def places(path: Path) -> list[Path]:
-        return [path / file.name for file in files]
-
-    return PlannedTarget(
-        target=str(target),
-        name=default_output(facts.name, target),
-        files=tuple(files),
-        places=places,
-        notes=notes,
-        check=_check,
-        companions=lambda path: {},
-        hint=_hint,
-        folder=True,
-    )
+    return folder_target(target, facts.name, files, texts, notes=notes, check=_check, hint=_hint)
 
 
 def _model_files(
