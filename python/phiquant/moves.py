@@ -18,7 +18,7 @@ from phiquant.targets.names import Target
 
 #: The codec of the portable grid: whole zero points, and scales of 7 bits, so that every product
 #: of a code and a scale is a float16 (docs/formats/moving.md).
-PORTABLE: Final = "int4_asym_g32,rule=portable,scales=f16"
+PORTABLE: Final = "int4_asym_g32,rule=portable"
 
 #: Presets of targets that can hold the portable grid.
 _PORTABLE_PRESETS: Final = {
@@ -135,20 +135,20 @@ def prepare(
     options = dict(target.options)
     if target.format in ("hf", "mlx") and target.preset not in _DTYPES.values():
         options.setdefault("dtype", _DTYPES[_scales(main)])
-    if main is not None and target.preset in ("gptq", "awq"):
-        if main.group:
-            options.setdefault("group", str(main.group))
-        else:
-            options.setdefault("group", "channel")
-        if not {"sym", "asym"} & options.keys():
-            options["sym" if main.kind == "sym" else "asym"] = True
-        if target.preset == "gptq":
-            options.setdefault("bits", str(main.bits))
+    if target.preset in ("gptq", "awq"):
+        # All matrices alike.
+        if main is not None:
+            options.setdefault("group", str(main.group or "channel"))
+            if not {"sym", "asym"} & options.keys():
+                options["sym" if main.kind == "sym" else "asym"] = True
+            if target.preset == "gptq":
+                options.setdefault("bits", str(main.bits))
         return replace(target, options=tuple(sorted(options.items(), key=lambda o: o[0]))), ()
     overrides = [
-        (_glob(tensor.source), _name(target, grids[tensor.source], tensor, checkpoint))
+        (_glob(tensor.source), name)
         for tensor in spec.tensors
         if _takes_override(target.format, spec, tensor)
+        and (name := _name(target, grids[tensor.source], tensor, checkpoint))
     ]
     return (
         replace(target, options=tuple(sorted(options.items(), key=lambda o: o[0]))),
@@ -285,15 +285,19 @@ def _takes_override(format_name: str, spec: ModelSpec, tensor: TensorRole) -> bo
     return True
 
 
-def _name(target: Target, grid: Held | None, tensor: TensorRole, checkpoint: Checkpoint) -> str:
-    """The format's own name for what holds a matrix; the preset's floats where that is a float."""
+def _name(
+    target: Target, grid: Held | None, tensor: TensorRole, checkpoint: Checkpoint
+) -> str | None:
+    """The format's own name for what holds a matrix, or None to leave it to the preset."""
     own = codec_of(checkpoint.entries[tensor.source])
     if grid is not None:
         wider = replace(grid, bits=max(grid.bits, _preset_bits(target) or 0))
         if name := _codec_name(target.format, wider, tensor.shape[-1]):
             return name
-    # What stays a float, and what only floats can hold.
     is_float = _is_float(own)
+    if not is_float and tensor.layer is not None:
+        return None
+    # What stays a float; embedding and head also where nothing else can hold them.
     if target.format == "onnx":
         return "float"
     if target.format == "gguf":
@@ -316,6 +320,8 @@ def _codec_name(format_name: str, grid: Held, columns: int) -> str | None:
             (8, True): "q8_0",
             (4, False): "q4_1",
             (5, False): "q5_1",
+            # Codes less their zero points: signed ones, where the source's have fewer bits.
+            (8, False): "q8_0",
         }.get((bits, kind == "sym"))
     sign = "sym" if kind == "sym" else "asym"
     lengths = {
