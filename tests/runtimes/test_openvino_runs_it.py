@@ -106,8 +106,10 @@ def test_quantized_texts_are_those_of_optimum_intels_export(folder, fixture, pre
     pipeline = peer.pipeline(folder(fixture, preset), "PA")
     for name, wanted in EXPORTS[fixture][preset]["greedy"].items():
         found = peer.greedy(pipeline, prompts[name]["text"], 24)
-        # Of bytes that are no UTF-8, openvino-tokenizers' own detokenizer makes fewer signs.
-        assert re.sub("\ufffd+", "?", found) == re.sub("\ufffd+", "?", wanted), name
+        # Where a run of byte tokens is no UTF-8, Hugging Face makes each of them a U+FFFD, and so
+        # do we; openvino-tokenizers' own detokenizer keeps those that are ASCII.
+        odd = re.compile("[\ufffd\x00-\x1f]+")
+        assert odd.sub("?", found) == odd.sub("?", wanted), name
 
 
 @pytest.mark.parametrize("fixture", FIXTURES)
