@@ -54,7 +54,9 @@ OPTIONS = {
         *("int4,asym", "int4,mixed", "int4,block=128", "int4,down=int8,head=int8"),
         *("int4,positive-scales", "int8-static,ranges=percentile"),
     ),
-    "openvino": ("int4_sym,group=channel", "int4_sym,group=32", "int4_asym,ratio=0.8"),
+    "openvino": (
+        *("int4_sym,group=channel", "int4_sym,group=32", "int4_asym,ratio=0.8", "int4_asym,awq"),
+    ),
     "mlx": ("4bit,group=32", "3bit,group=32"),
     "hf": ("w4a16,asym", "w4a16,group=32", "w4a16,group=32,asym", "w8a16,group=channel"),
 }
@@ -170,7 +172,9 @@ def rows_of(fixture: str, targets: Sequence[str], threads: int) -> Iterable[dict
                 reference = errors
                 try:
                     yield row | in_runtime(report.path, ids, base, threads)
-                except pq.PhiquantError as error:  # a runtime that is missing, or refuses the format
+                except (
+                    pq.PhiquantError
+                ) as error:  # a runtime that is missing, or refuses the format
                     print(f"{target}: {error.cause}", file=sys.stderr)
                 (shutil.rmtree if report.path.is_dir() else os.unlink)(report.path)
 
