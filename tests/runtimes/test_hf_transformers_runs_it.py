@@ -105,6 +105,8 @@ def test_transformers_gives_the_logits_of_the_decoded_weights(folder, fixture, p
         theirs = model.logits(ids, len(ids))
     # Weights differ by a rounding to 8 bits where scales are bfloat16, to 11 where float16.
     bound = {"fp32": 2e-4, "fp16": 0.02}.get(preset.rpartition("dtype=")[2], 0.15)
+    if preset.startswith("nvfp4"):
+        bound = 0.15  # decoded to bfloat16, whatever the scales
     assert abs(ours - theirs).max() < bound
 
 
@@ -365,11 +367,6 @@ def test_overrides_that_make_no_sense_are_refused(override, words):
 
 
 # Reading ---------------------------------------------------------------------------------------
-
-
-def test_a_quantized_folder_is_no_source(folder):
-    with pytest.raises(UnsupportedError, match="quantized already"):
-        pq.plan(folder("phi35", "w4a16"), "gguf:q4_k_m")
 
 
 def test_verify_and_eval_take_the_folder(folder, capsys):

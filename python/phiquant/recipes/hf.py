@@ -322,8 +322,9 @@ def _check_fit(tensor: TensorRole, scheme: Scheme) -> None:
         )
     if scheme.layout:
         gptq.check_fit(tensor, scheme.bits)
-    elif scheme.bits == 3 and not scheme.symmetric:
+    elif scheme.bits == 3 and not scheme.symmetric and tensor.shape[0] % 32:
         raise UsageError(
-            "3 bits with zero points are not written in this version",
+            f"zero points of 3 bits come in 32 rows, and it has {tensor.shape[0]}",
+            tensor=tensor.source,
             remedy="Choose sym, or 2 or 4 bits.",
         )

@@ -192,17 +192,18 @@ def _own_dtype(target: Target, spec: ModelSpec) -> str:
 def _globals(checkpoint: Checkpoint, names: list[str], dtype: str) -> dict[str, np.float32]:
     """What NVFP4's scales of each matrix are multiplied by, that the largest becomes 448.
 
-    compressed-tensors divides in the weights' type. Half of that type's numbers are too large for
-    float16, which it then leaves at 1; those are divided in float32 here.
+    torch divides a number by a tensor by its reciprocal, in the weights' type: two roundings. Of
+    float16 weights, whose reciprocals times 2688 are mostly no float16, that would leave all
+    scales as they are; there it is done in float32.
     """
     if not names:
         return {}
+    kind = ml_dtypes.bfloat16 if dtype == "bf16" else np.float32
     found = {}
     for name, largest in largest_magnitudes(checkpoint, names).items():
         with np.errstate(over="ignore", divide="ignore"):
-            value = np.float32(448 * 6) / np.float32(largest)
-            if dtype == "bf16":
-                value = value.astype(ml_dtypes.bfloat16).astype(np.float32)
+            inverse = (np.float32(1) / np.float32(kind(largest))).astype(kind)
+            value = (np.float32(inverse) * np.float32(448 * 6)).astype(kind).astype(np.float32)
         found[name] = value if np.isfinite(value) else np.float32(1)
     return found
 
