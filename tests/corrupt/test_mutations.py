@@ -36,7 +36,7 @@ SMALL_FILES = (
 FOLDERS = {
     "onnx:int4": ("model.onnx", "genai_config.json"),
     "openvino:int4_asym": ("openvino_model.xml", "config.json"),
-    "mlx:4bit": ("config.json", "model.safetensors"),
+    "mlx:4bit": ("config.json", "model.safetensors", "model.safetensors.index.json"),
     "hf:w4a16": ("config.json", "model.safetensors"),
     "q4_k_m": (".",),
 }
