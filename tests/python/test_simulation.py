@@ -171,7 +171,12 @@ def test_a_state_dict_of_arrays_is_simulated_in_place() -> None:
     source = pq.open(DATA / "phi35")
     arrays = {name: np.array(source[name]) for name in source}
     kept = {name: array.tobytes() for name, array in arrays.items()}
-    with pq.simulate(arrays, "mlx:4bit", config=DATA / "phi35") as simulation:
+    seen: list[tuple[int, int]] = []
+    with pq.simulate(
+        arrays, "mlx:4bit", config=DATA / "phi35", progress=lambda *done: seen.append(done)
+    ) as simulation:
+        total = sum(array.nbytes for array in arrays.values())
+        assert seen[-1] == (total, total) and seen == sorted(set(seen))
         changed = {name for name, array in arrays.items() if array.tobytes() != kept[name]}
         assert changed == {name for name, error in simulation.errors.items() if error > 0}
     assert {name: array.tobytes() for name, array in arrays.items()} == kept
