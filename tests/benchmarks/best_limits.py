@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How far below ggml's the errors can get at all: what exhaustive searches leave, beside quality="best".
+"""How far below the rule's the errors can get at all: what exhaustive searches leave, beside "best".
 
     python tests/benchmarks/best_limits.py [--codec q3_k ...] [--rows 8]
 
@@ -38,6 +38,8 @@ SCALED = {
     "q4_0": (np.arange(-8.0, 8.0), 32),
     "iq4_nl": (np.array(IQ4_LEVELS, np.float64), 32),
     "iq4_xs": (np.array(IQ4_LEVELS, np.float64), 32),
+    "int4_sym_g64,rule=nncf": (np.arange(-8.0, 8.0), 64),
+    "int4_sym_g128,rule=nncf": (np.arange(-8.0, 8.0), 128),
 }
 
 
@@ -197,7 +199,7 @@ def main() -> None:
     parser.add_argument("--codec", action="append", choices=("q2_k", *SCALED))
     parser.add_argument("--rows", type=int, default=8, help="of each matrix")
     options = parser.parse_args()
-    print(f"{options.rows} rows of each matrix; error below that of ggml's bits, mean (worst)")
+    print(f"{options.rows} rows of each matrix; error below that of the rule's bits, mean (worst)")
     print("| codec | importance | best | rounded scales | real scales |\n|---|---|---|---|---|")
     for codec in options.codec or ("q2_k", *SCALED):
         for weighted in (False, True):
