@@ -52,7 +52,7 @@ def test_more_memory_never_makes_the_first_suggestion_worse(device: str, purpose
     assert fits > 5
 
 
-@pytest.mark.parametrize("device", [device for device in DEVICES if device != "cpu"])
+@pytest.mark.parametrize("device", ["laptop", "mac", "npu", "gpu"])
 @pytest.mark.parametrize("fixture", ("phi4mini", "phi3win"))
 def test_every_suggestion_can_be_planned_and_is_as_large_as_told(fixture: str, device: str) -> None:
     source = DATA / fixture
