@@ -33,8 +33,9 @@ std::vector<const Codec*> find_codecs() {
         }
     };
     for (const std::string scales : {"f32", "f16", "bf16"}) {
-        for (const std::string rule : {"ort", "qdq", "nncf", "mlx", "ct"}) {
-            for (const std::string layout : {"rows", "openvino", "mlx", "packed", "transposed"}) {
+        for (const std::string rule : {"ort", "qdq", "nncf", "mlx", "ct", "portable"}) {
+            for (const std::string layout : {"rows", "openvino", "mlx", "packed", "bytes",
+                                             "transposed", "gptq", "gptq_v1", "awq"}) {
                 const std::string options =
                     ",rule=" + rule + ",scales=" + scales + ",layout=" + layout;
                 for (const std::string bits : {"2", "3", "4", "5", "6", "8"}) {
@@ -49,8 +50,16 @@ std::vector<const Codec*> find_codecs() {
         for (const std::string mode : {"mxfp4", "mxfp8", "nvfp4"}) {
             add(mode + ",layout=mlx,scales=" + scales);
         }
-        add("fp8_channel,scales=" + scales);
-        add("mxfp4,layout=packed,scales=" + scales);
+        for (const std::string mode :
+             {"fp8_channel", "mxfp4,layout=packed", "nvfp4,layout=packed"}) {
+            add(mode + ",scales=" + scales);
+        }
+        // 2688 over a largest value of 0.05.
+        add("nvfp4,layout=packed,scales=" + scales + ",global=47520800");
+    }
+    for (const std::string name :
+         {"nf4_g32", "nf4_g64", "nf4_channel", "mxfp4,layout=openvino", "mxfp8,layout=openvino"}) {
+        add(name);
     }
     return found;
 }

@@ -26,7 +26,7 @@ BLOCKS = _core.codecs()
 def affine_names() -> list[str]:
     """Every affine grid that some rule is built for, by its shortest name."""
     names = []
-    for rule in ("ort", "qdq", "nncf", "mlx", "ct"):
+    for rule in ("ort", "qdq", "nncf", "mlx", "ct", "portable"):
         for bits in (2, 3, 4, 5, 6, 8):
             for kind in ("sym", "asym"):
                 for group in ("g16", "g32", "g64", "g128", "g256", "channel"):
@@ -34,7 +34,10 @@ def affine_names() -> list[str]:
                         names.append(f"int{bits}_{kind}_{group},rule={rule},scales={scales}")
     for scales in ("f32", "f16", "bf16"):
         names += [f"{mode},layout=mlx,scales={scales}" for mode in ("mxfp4", "mxfp8", "nvfp4")]
-        names += [f"{mode},scales={scales}" for mode in ("fp8_channel", "mxfp4,layout=packed")]
+        packed = ("fp8_channel", "mxfp4,layout=packed", "nvfp4,layout=packed")
+        names += [f"{mode},scales={scales}" for mode in packed]
+        names.append(f"nvfp4,layout=packed,scales={scales},global=47520800")
+    names += ["nf4_g32", "nf4_g64", "nf4_channel", "mxfp4,layout=openvino", "mxfp8,layout=openvino"]
     facts = {name: _core.made_codec(name) for name in names}
     return [name for name, fact in facts.items() if fact is not None and fact["is_built"]]
 
