@@ -23,7 +23,7 @@ CODES = "model.layers.0.mlp.down_proj.weight"
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sound") / "out"
-    pq.convert(DATA / "phi4mini", "openvino:int4_asym,group=64", path)
+    pq.convert(DATA / "phi4mini", "openvino:int4_asym,group=64,awq", path)
     return path
 
 
@@ -74,6 +74,9 @@ def test_the_sound_folder_opens(sound: Path) -> None:
         (constant(CODES, "shape"), r"\g<1>256, 16, x", "an extent"),
         (constant(f"{CODES}/scale", "shape"), r"\g<1>16, 256, 1", "in the shape"),
         (constant(f"{CODES}/zero_point", "shape"), r"\g<1>16, 256, 1", "in the shape"),
+        (constant(f"{CODES}/input_scale", "shape"), r"\g<1>1024", "has factors of its inputs"),
+        (constant(f"{CODES}/input_scale", "element_type"), r"\g<1>i32", "is i32 in the shape"),
+        (constant(f"{CODES}/input_scale", "offset"), r"\g<1>999999999", "past the end"),
     ],
 )
 def test_damaged_xml_is_refused(copy: Path, pattern: str, new: str, words: str) -> None:
@@ -88,7 +91,9 @@ def test_damaged_xml_is_refused(copy: Path, pattern: str, new: str, words: str) 
     [
         (constant(CODES, "element_type"), r"\g<1>i4", "zero points of u4"),
         (constant(CODES, "shape"), r"\g<1>256, 8, 128", "scales or zero points"),
-        (constant(CODES, "element_type"), r"\g<1>nf4", "of type nf4"),
+        (constant(CODES, "element_type"), r"\g<1>nf4", "zero points of u4"),
+        (constant(CODES, "element_type"), r"\g<1>f4e2m1", "scales or zero points of f16"),
+        (r'name="layers.0.ffn_down" type="MatMul"', 'name="x" type="Add"', "used by a Add"),
         (r'type="Subtract"', 'type="Add"', "used by a Add"),
     ],
 )
@@ -98,6 +103,14 @@ def test_weights_that_phiquant_does_not_write_are_refused(
     edit(copy, pattern, new, count=0 if "Subtract" in pattern else 1)
     with pytest.raises((UnsupportedError, FormatError), match=words):
         pq.open(copy)
+
+
+def test_small_floats_of_other_shapes_are_refused(tmp_path: Path) -> None:
+    pq.convert(DATA / "phi4mini", "openvino:mxfp4", tmp_path / "out")
+    assert pq.open(tmp_path / "out")[CODES].codec.name == "mxfp4,layout=openvino"
+    edit(tmp_path / "out", constant(f"{CODES}/scale", "shape"), r"\g<1>32, 256, 1")
+    with pytest.raises(FormatError, match="in the shape"):
+        pq.open(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
