@@ -322,3 +322,37 @@ def test_damaged_folders_are_refused(folder, tmp_path, change, words):
 def test_what_is_not_decoded_is_refused(folder, tmp_path, change, settings, words):
     with pytest.raises(UnsupportedError, match=words):
         pq.open(changed(folder("phi35", "gptq,group=32"), tmp_path / "bad", change, settings))
+
+
+def test_any_shapes_and_types_are_read_or_refused(tmp_path):
+    random = np.random.default_rng(5)
+    types = [np.int32, np.int32, np.float16, np.float32, np.int64, np.int8]
+    read = 0
+    for number in range(100):
+        method = random.choice(["gptq", "gptq_v2", "awq"])
+        tensors = {
+            "a.qweight": np.zeros((8, 64) if method != "awq" else (64, 8), np.int32),
+            "a.qzeros": np.zeros((2, 8), np.int32),
+            "a.scales": np.ones((2, 64), np.float16),
+            "a.g_idx": (np.arange(64) // 32).astype(np.int32),
+        }
+        for _ in range(random.integers(0, 3)):
+            name = random.choice(list(tensors))
+            shape = random.choice([1, 2, 4, 8, 12, 16, 32, 64], size=random.integers(0, 4))
+            tensors[name] = np.zeros(tuple(shape), types[random.integers(len(types))])
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        settings = {"quant_method": method[:4] if method != "awq" else "awq"}
+        if method != "awq":
+            settings["checkpoint_format"] = method
+        (folder / "config.json").write_text(json.dumps({"quantization_config": settings}))
+        ordered = sorted(tensors.items(), key=lambda item: -item[1].itemsize)
+        pq.safetensors.write(folder / "model.safetensors", dict(ordered))
+        try:
+            checkpoint = pq.open(folder)
+        except (FormatError, UnsupportedError):
+            continue
+        read += 1
+        tensor = checkpoint["a.weight"]
+        assert tensor.dequantize().shape == tensor.shape
+    assert 20 < read < 90
