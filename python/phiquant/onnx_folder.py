@@ -98,7 +98,8 @@ def _filename(path: Path) -> str:
         name = config["model"]["decoder"]["filename"]
     except (KeyError, TypeError):
         name = None
-    if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
+    plain = isinstance(name, str) and name not in ("", ".", "..") and "\0" not in name
+    if not plain or Path(name).name != name:
         raise FormatError(
             "names no plain file of this folder as the decoder's graph", file=path / CONFIG
         )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from bounds import little_memory
 
+import phiquant as pq
 from phiquant import _core
 from phiquant.errors import FormatError, UnsupportedError
 
@@ -156,3 +160,13 @@ def test_every_cut_of_a_sound_file_is_refused_or_read() -> None:
             pass
     assert read == 0
     assert parse(whole)["ir_version"] == 10
+
+
+@pytest.mark.parametrize(
+    "name", ["a\0b", "../model.onnx", "/etc/passwd", "", "..", None, 1], ids=ascii
+)
+def test_a_config_that_names_no_file_of_its_folder_is_refused(name: object, tmp_path: Path) -> None:
+    config = {"model": {"decoder": {"filename": name}}}
+    (tmp_path / "genai_config.json").write_text(json.dumps(config))
+    with pytest.raises(FormatError, match="names no plain file of this folder"):
+        pq.open(tmp_path)
