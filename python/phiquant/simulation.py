@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from phiquant import _core
 from phiquant.convert import plan
 from phiquant.errors import PhiquantError, UnsupportedError, ValueRangeError
 from phiquant.hf_model import open_model, plain_names, unwrap
@@ -35,14 +36,35 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Encoding:
-    """What one run of a tensor's rows is encoded as."""
+    """What one run of a tensor's rows is encoded as; scales as :class:`PlannedTensor` has them."""
 
     rows: tuple[int, int] | None
     codec: str
     best: bool
     importance: NDArray[np.float32] | None
+    column_scale: NDArray[np.float32] | None
+    row_scale: NDArray[np.float32] | None
+    scaled_in: str | None
+    is_undone: bool
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether weights are scaled before they are encoded."""
+        return self.column_scale is not None or self.row_scale is not None
+
+    def scaled(self, part: NDArray[Any], begin: int, end: int, threads: int) -> NDArray[np.float32]:
+        """Rows ``begin`` to ``end`` (of ``rows``) as they are encoded, as the executor does it."""
+        values = part.astype(np.float32)
+        if self.column_scale is not None:
+            values *= self.column_scale
+        if self.row_scale is not None:
+            values *= self.row_scale[begin:end, None]
+        if self.scaled_in is not None:
+            rounded = _core.quantize(values, self.scaled_in, threads)
+            values = _core.dequantize(rounded, self.scaled_in, values.shape, threads)
+        return values
 
 
 class Simulation:
@@ -59,7 +81,7 @@ class Simulation:
     codecs : dict of str to str
         What each tensor was encoded as, by its name in the model.
     errors : dict of str to float
-        Root mean square of each tensor's change, relative to that of the tensor.
+        Root mean square of each tensor's change by rounding, relative to that of the tensor.
     """
 
     def __init__(self, target: str, nbytes: int) -> None:
@@ -197,20 +219,27 @@ def _named(error: PhiquantError, file: object, tensor: str) -> PhiquantError:
 
 def _encodings(planned: Plan) -> dict[str, list[_Encoding]]:
     """What the rows of each tensor are encoded as, by its name in the model."""
+    tensors = [tensor for file in planned.targets[0].files for tensor in file.tensors]
+    # Scales of columns are undone in the rows of other matrices where these are scaled; else at run
+    # time, when the matrix' inputs are multiplied.
+    is_folded = any(tensor.row_scale is not None for tensor in tensors)
     found: dict[str, list[_Encoding]] = {}
-    for tensor in (t for file in planned.targets[0].files for t in file.tensors):
+    for tensor in tensors:
         if tensor.source is None or tensor.plane > 0:
             continue
-        if tensor.column_scale is not None or tensor.row_scale is not None:
-            raise UnsupportedError(
-                "is scaled together with its neighbours, which is not simulated",
-                tensor=tensor.source,
-                remedy="Leave that option out, or convert the model and evaluate the result.",
-            )
         known = found.setdefault(tensor.source, [])
         # Where codes are moved into another layout, they are those of the codec that they are from.
         codec = tensor.via or tensor.codec
-        made = _Encoding(tensor.rows, codec, tensor.best, tensor.importance)
+        made = _Encoding(
+            tensor.rows,
+            codec,
+            tensor.best,
+            tensor.importance,
+            tensor.column_scale,
+            tensor.row_scale,
+            tensor.scaled_in,
+            tensor.column_scale is not None and not is_folded,
+        )
         same = [e for e in known if e.rows == made.rows or None in (e.rows, made.rows)]
         if any(_grid(e) != _grid(made) for e in same):
             raise UnsupportedError(
@@ -245,7 +274,7 @@ def _replace(
     is_saved = False
     for encoding in encodings:
         begin, end = encoding.rows or (0, len(values))
-        if encoding.codec.partition(",")[0] in (kind, "f32"):
+        if encoding.codec.partition(",")[0] in (kind, "f32") and not encoding.is_scaled:
             continue  # it holds these very values
         encode = partial(
             quantize,
@@ -257,15 +286,19 @@ def _replace(
         for at in range(begin, end, step):
             stop = min(at + step, end)
             part = values[at:stop]
+            aim = encoding.scaled(part, at - begin, stop - begin, threads)
             try:
-                decoded = encode(part).dequantize(threads=threads)
+                decoded = encode(aim if encoding.is_scaled else part).dequantize(threads=threads)
             except ValueRangeError:
                 encode(values[:stop])  # for an error that counts from the tensor's first row
                 raise
-            original = part.astype(np.float32).ravel()
-            signal += float(np.dot(original, original))
-            original -= decoded.ravel()
-            error += float(np.dot(original, original))
+            if encoding.is_undone and encoding.column_scale is not None:
+                decoded *= np.float32(1) / encoding.column_scale
+                aim = part.astype(np.float32)
+            aim = aim.ravel()
+            signal += float(np.dot(aim, aim))
+            aim -= decoded.ravel()
+            error += float(np.dot(aim, aim))
             rounded = decoded.astype(values.dtype)
             # By bytes: zeros have two signs.
             if np.array_equal(rounded.view(np.uint8), part.view(np.uint8)):

@@ -115,6 +115,8 @@ def test_simulated_weights_and_logits_are_those_of_the_files(source: str, tmp_pa
         ("hf:nvfp4", {}),
         ("mlx:mxfp8", {}),
         ("openvino:int4,ratio=0.6", {}),
+        ("openvino:int4,awq", {}),
+        ("openvino:int4,awq", {"quality": "best"}),
         ("onnx:int4", {"grid": "portable"}),
         ("hf:awq", {"grid": "portable"}),
         ("iq2_m", {"importance": DATA / "phi35" / "imatrix.gguf"}),
@@ -147,6 +149,27 @@ def test_a_bfloat16_model_holds_the_decoded_weights_rounded_to_bfloat16(tmp_path
     simulation.restore()
     simulation.restore()
     assert bits(model) == before
+
+
+def test_scaled_columns_in_bfloat16_are_rounded_as_in_the_file(tmp_path: Path) -> None:
+    result = pq.convert(DATA / "phi35", to="openvino:int4,awq", out=tmp_path / "out").path
+    source = pq.open(DATA / "phi35")
+    arrays = {name: np.array(source[name]) for name in source}
+    pq.simulate(arrays, "openvino:int4,awq", config=DATA / "phi35")
+    for name, expected in decoded(result, DATA / "phi35").items():
+        np.testing.assert_array_equal(arrays[name], expected.astype(ml_dtypes.bfloat16), name)
+
+
+def test_scales_that_are_folded_into_other_rows_change_no_answer() -> None:
+    model = load("phi35")
+    plain = logits(model)
+    with pq.simulate(model, "openvino:int4_sym,awq,group=32", quality="best") as simulation:
+        folded = logits(model)
+        assert max(simulation.errors.values()) < 0.15  # of the scaled weights, not of the source's
+    with pq.simulate(model, "openvino:int4_sym,noawq,group=32", quality="best"):
+        other = logits(model)
+    # As near as without: a scale that was not undone would be off by far.
+    assert (folded - plain).pow(2).mean() < 2 * (other - plain).pow(2).mean()
 
 
 def test_a_tied_model_stays_tied() -> None:
