@@ -12,16 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
+import numpy as np
+
 from phiquant import _core
-from phiquant.errors import PhiquantError, UnsupportedError
+from phiquant.errors import PhiquantError
 from phiquant.preflight import paths_of, preflight
 from phiquant.report import OutputFile, Report, TensorReport
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
-    from phiquant.checkpoint import TensorEntry
+    from phiquant.checkpoint import Checkpoint, TensorEntry
     from phiquant.plan import Plan, PlannedFile, PlannedTensor
 
 # Bars appear for what takes longer than this many seconds.
@@ -178,7 +179,7 @@ def _core_tensors(
                     end - begin,
                     index_of(tensor.importance),
                     tensor.best,
-                    index_of(tensor.column_scale),
+                    index_of(_column_scale(plan.checkpoint, entry, tensor)),
                     index_of(tensor.row_scale),
                     tensor.scaled_in or "",
                     tensor.via or "",
@@ -191,14 +192,20 @@ def _core_tensors(
     return sources, tensors, vectors, order
 
 
+def _column_scale(
+    checkpoint: Checkpoint, entry: TensorEntry, tensor: PlannedTensor
+) -> NDArray[np.float32] | None:
+    """What columns are multiplied by: the plan's factors, after those that the source is due."""
+    if entry.column_scale is None:
+        return tensor.column_scale
+    place = entry.column_scale
+    raw = checkpoint.files[place.file].read(place.offset, place.nbytes)
+    own = np.frombuffer(raw, np.float32)
+    return own if tensor.column_scale is None else own * tensor.column_scale
+
+
 def _core_part(entry: TensorEntry) -> tuple[str, int, list[tuple[int, int]]]:
     """Rows that stand together: their codec, how many, and where each plane begins."""
-    if entry.column_scale is not None:
-        raise UnsupportedError(
-            "is stored with scaled columns (AWQ), which conversions do not undo",
-            tensor=entry.name,
-            remedy="Convert the checkpoint that it was made of.",
-        )
     planes = [(plane.file, plane.offset) for plane in entry.planes]
     return entry.type, math.prod(entry.shape[:-1]), planes or [(entry.file, entry.offset)]
 

@@ -133,6 +133,8 @@ def prepare(
     main = inner.most_common(1)[0][0]
     _check_bits(target, main, checkpoint)
     options = dict(target.options)
+    if target.format == "openvino" and target.preset.startswith("int4"):
+        options = {**_without_awq(target), **options}
     if target.format in ("hf", "mlx") and target.preset not in _DTYPES.values():
         options.setdefault("dtype", _DTYPES[_scales(main)])
     if target.preset in ("gptq", "awq"):
@@ -178,6 +180,8 @@ def prepare_portable(target: Target, spec: ModelSpec) -> tuple[Target, tuple[tup
             remedy=f"Write {target.format}:{target.preset} alone.",
         )
     options: dict[str, str | bool] = {}
+    if target.format == "openvino":
+        options = _without_awq(target)
     if target.format in ("hf", "mlx"):
         options["dtype"] = "fp16"
     if target.preset in ("gptq", "awq"):
@@ -210,6 +214,14 @@ def with_moves(planned: PlannedTarget, checkpoint: Checkpoint) -> PlannedTarget:
             return tensor
         if own == tensor.codec and not entry.planes and not entry.parts:
             return tensor  # the very blocks go through
+        if entry.column_scale is not None:
+            raise UnsupportedError(
+                "has columns that AWQ has scaled, with factors that only OpenVINO's graph holds",
+                file=checkpoint.path,
+                tensor=tensor.source,
+                remedy="Move a model made with noawq, or round a second time with --requantize "
+                "(requantize=True).",
+            )
         if not _can_hold(tensor.codec, held(entry)):
             raise UnsupportedError(
                 f"is {own} in the source, whose numbers {planned.target} cannot hold in "
@@ -245,6 +257,16 @@ def _with_tensors(planned: PlannedTarget, change: object) -> PlannedTarget:
             for file in planned.files
         ),
     )
+
+
+def _without_awq(target: Target) -> dict[str, str | bool]:
+    """Scaled columns would be other weights."""
+    if ("awq", True) in target.options:
+        raise UsageError(
+            f"'{target}': AWQ scales columns, and what is moved stays as it is",
+            remedy="Leave awq out.",
+        )
+    return {"noawq": True}
 
 
 def _is_matrix(tensor: TensorRole) -> bool:

@@ -195,3 +195,18 @@ def test_what_would_part_the_targets_is_refused(
         pq.convert(MODEL, to, tmp_path / "x", grid="portable", **wishes)
     with pytest.raises(pq.UsageError, match="no grid"):
         pq.convert(MODEL, "mlx:4bit", tmp_path / "x", grid="other")
+
+
+def test_columns_that_awq_has_scaled_are_moved_nowhere(tmp_path: Path) -> None:
+    scaled = tmp_path / "awq"
+    pq.convert(MODEL, "openvino:int4_sym,group=64,awq", scaled)
+    with pytest.raises(pq.UnsupportedError, match="columns that AWQ has scaled"):
+        pq.convert(scaled, "onnx:int4", tmp_path / "onnx")
+    with pytest.raises(pq.UsageError, match="what is moved stays as it is"):
+        pq.convert(scaled, "openvino:int4,awq", tmp_path / "onnx")
+    # Rounded a second time, the factors are undone: the weights are near the original's.
+    pq.convert(scaled, "onnx:int8", tmp_path / "onnx", requantize=True)
+    original = Weights(pq.open(MODEL)).whole("model.layers.0.mlp.down_proj.weight")
+    again = _weights(tmp_path / "onnx")["ffn_down 0"]
+    assert np.linalg.norm(again - original) < 0.2 * np.linalg.norm(original)
+    assert np.linalg.norm(again - _weights(scaled)["ffn_down 0"]) < 0.02 * np.linalg.norm(original)
