@@ -92,14 +92,17 @@ def describe_onnx(checkpoint: Checkpoint) -> ModelSpec:
     return replace(spec, tensors=tuple(tensors), tied=tied)
 
 
+def _is_plain(name: str) -> bool:
+    return name not in ("", ".", "..") and "\0" not in name and Path(name).name == name
+
+
 def _filename(path: Path) -> str:
     config: Any = read_json(path / CONFIG)
     try:
         name = config["model"]["decoder"]["filename"]
     except (KeyError, TypeError):
         name = None
-    plain = isinstance(name, str) and name not in ("", ".", "..") and "\0" not in name
-    if not plain or Path(name).name != name:
+    if not isinstance(name, str) or not _is_plain(name):
         raise FormatError(
             "names no plain file of this folder as the decoder's graph", file=path / CONFIG
         )
