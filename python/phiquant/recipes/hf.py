@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import fnmatch
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Final
 from phiquant.architectures.spec import ModelSpec, TensorRole
 from phiquant.errors import UsageError
 from phiquant.recipes import gptq
+from phiquant.recipes.globs import by_name
 
 #: Lengths of groups; 0 is a whole row, ``channel``.
 GROUPS: Final = (16, 32, 64, 128, 0)
@@ -286,27 +286,19 @@ def assign(
         default: Scheme | None = Scheme(4 if bits is None else bits, sign, length, layout=layout)
     else:
         default = scheme_of(preset, group=length, symmetric=sign)
-    wanted = [(glob, scheme_of(name, group=length, symmetric=sign)) for glob, name in overrides]
+    linear = [tensor for tensor in spec.tensors if tensor.role in _LINEAR]
+    wanted = by_name(
+        (tensor.source for tensor in linear),
+        [(glob, scheme_of(name, group=length, symmetric=sign)) for glob, name in overrides],
+        kind="linear layer",
+    )
     schemes: dict[str, Scheme | None] = {}
-    used = set()
-    for tensor in spec.tensors:
-        if tensor.role not in _LINEAR:
-            continue
-        found = None if tensor.role == "output" else default
-        for number, (glob, scheme) in enumerate(wanted):
-            if fnmatch.fnmatchcase(tensor.source, glob):
-                used.add(number)
-                found = scheme
-                break
+    for tensor in linear:
+        rule = None if tensor.role == "output" else default
+        found = wanted.get(tensor.source, rule)
         if found is not None:
             _check_fit(tensor, found)
         schemes[tensor.source] = found
-    for number, (glob, _) in enumerate(wanted):
-        if number not in used and not any(fnmatch.fnmatchcase(name, glob) for name in schemes):
-            raise UsageError(
-                f"'{glob}' matches no linear layer of the model",
-                remedy="Globs are on source names, as '*.down_proj.weight'.",
-            )
     return Assignment(schemes)
 
 

@@ -18,12 +18,13 @@ from phiquant.checkpoint import Checkpoint
 from phiquant.codecs import find_codec
 from phiquant.errors import UsageError
 from phiquant.measure.largest import largest_magnitudes
-from phiquant.plan import PlannedFile, PlannedTarget, PlannedTensor
+from phiquant.plan import PlannedTarget, PlannedTensor
 from phiquant.recipes import gptq
 from phiquant.recipes.hf import FLOATS, GROUPS, Assignment, Scheme, assign
+from phiquant.targets.folder import folder_target
 from phiquant.targets.gguf_metadata import SourceFacts
 from phiquant.targets.hf_card import model_card
-from phiquant.targets.names import Target, default_output
+from phiquant.targets.names import Target
 from phiquant.targets.safetensors_files import StoredTensor, check, planned_files, shards
 from phiquant.targets.source_files import copied_files
 from phiquant.tensor import check_best
@@ -94,28 +95,14 @@ def plan_hf(
         for tensor in spec.tensors
     ]
     files, index = planned_files(shards(stored), {"format": "pt"})
-    notes = _notes(assignment)
     texts = {
         **({} if index is None else {safetensors.INDEX: index}),
         "config.json": config(facts.config, spec, assignment, dtype=FLOATS[options.dtype][1]),
         "README.md": model_card(facts.name, str(target), facts.card, assignment, best),
         **copied_files(checkpoint.folder),
     }
-    files += [PlannedFile(name, len(text), text, ()) for name, text in texts.items()]
-
-    def places(path: Path) -> list[Path]:
-        return [path / file.name for file in files]
-
-    return PlannedTarget(
-        target=str(target),
-        name=default_output(facts.name, target),
-        files=tuple(files),
-        places=places,
-        notes=notes,
-        check=check,
-        companions=lambda path: {},
-        hint=_hint,
-        folder=True,
+    return folder_target(
+        target, facts.name, files, texts, notes=_notes(assignment), check=check, hint=_hint
     )
 
 
