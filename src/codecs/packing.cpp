@@ -62,19 +62,48 @@ std::uint8_t flip_of(const Codec& codec, Content content) noexcept {
 // Rows whose zero points are one stream of bits; of 8 bits, four fill a word.
 constexpr std::uint64_t k_most_together = 32;
 
-// Rows of a tile taken in steps, so that transposing needs little memory.
-constexpr std::uint64_t k_lines_at_once = 256;
+// Rows and lines of a tile that are transposed together: they stay in the first-level cache.
+constexpr std::uint64_t k_rows_at_once = 256, k_lines_at_once = 32;
 
-// Calls put(first element, elements, codes [elements][rows]) for runs of transposed codes.
-template <class Put>
-void for_transposed(const std::uint8_t* codes, std::uint64_t rows, std::uint64_t elements,
-                    const Put& put) noexcept {
-    std::uint8_t line[k_lines_at_once];
-    for (std::uint64_t e = 0; e < elements; ++e) {
-        for (std::uint64_t row = 0; row < rows; row += k_lines_at_once) {
-            const std::uint64_t count = std::min(k_lines_at_once, rows - row);
-            for (std::uint64_t i = 0; i < count; ++i) line[i] = codes[(row + i) * elements + e];
-            put(e, row, count, line);
+// Codes of some rows by columns, [elements][rows], as streams of bits.
+void pack_lines(const Codec& codec, const Plane& plane, const std::uint8_t* codes,
+                std::uint64_t rows, std::uint8_t flip, std::uint8_t* out) noexcept {
+    const std::uint64_t elements = plane.row_elements, line_bytes = rows * plane.bits / 8;
+    std::uint8_t lines[k_lines_at_once][k_rows_at_once];
+    for (std::uint64_t e = 0; e < elements; e += k_lines_at_once) {
+        const std::uint64_t width = std::min(k_lines_at_once, elements - e);
+        for (std::uint64_t row = 0; row < rows; row += k_rows_at_once) {
+            const std::uint64_t count = std::min(k_rows_at_once, rows - row);
+            for (std::uint64_t i = 0; i < count; ++i) {
+                const std::uint8_t* from = codes + (row + i) * elements + e;
+                for (std::uint64_t k = 0; k < width; ++k) lines[k][i] = from[k];
+            }
+            for (std::uint64_t k = 0; k < width; ++k) {
+                if (codec.layout == Layout::awq) to_awq_order(lines[k], count);
+                pack_bits(lines[k], count, plane.bits, flip,
+                          out + (e + k) * line_bytes + row * plane.bits / 8);
+            }
+        }
+    }
+}
+
+void unpack_lines(const Codec& codec, const Plane& plane, const std::uint8_t* bytes,
+                  std::uint64_t rows, std::uint8_t flip, std::uint8_t* codes) noexcept {
+    const std::uint64_t elements = plane.row_elements, line_bytes = rows * plane.bits / 8;
+    std::uint8_t lines[k_lines_at_once][k_rows_at_once];
+    for (std::uint64_t e = 0; e < elements; e += k_lines_at_once) {
+        const std::uint64_t width = std::min(k_lines_at_once, elements - e);
+        for (std::uint64_t row = 0; row < rows; row += k_rows_at_once) {
+            const std::uint64_t count = std::min(k_rows_at_once, rows - row);
+            for (std::uint64_t k = 0; k < width; ++k) {
+                unpack_bits(bytes + (e + k) * line_bytes + row * plane.bits / 8, count, plane.bits,
+                            flip, lines[k]);
+                if (codec.layout == Layout::awq) from_awq_order(lines[k], count);
+            }
+            for (std::uint64_t i = 0; i < count; ++i) {
+                std::uint8_t* to = codes + (row + i) * elements + e;
+                for (std::uint64_t k = 0; k < width; ++k) to[k] = lines[k][i];
+            }
         }
     }
 }
@@ -123,16 +152,7 @@ void pack_codes(const Codec& codec, const Plane& plane, const std::uint8_t* code
     auto* bytes = reinterpret_cast<std::uint8_t*>(out);
     const std::uint64_t elements = plane.row_elements;
     const unsigned bits = plane.bits;
-    if (plane.transposed) {
-        const std::uint64_t line_bytes = rows * bits / 8;
-        for_transposed(
-            codes, rows, elements,
-            [&](std::uint64_t e, std::uint64_t row, std::uint64_t count, std::uint8_t* line) {
-                if (codec.layout == Layout::awq) to_awq_order(line, count);
-                pack_bits(line, count, bits, flip, bytes + e * line_bytes + row * bits / 8);
-            });
-        return;
-    }
+    if (plane.transposed) return pack_lines(codec, plane, codes, rows, flip, bytes);
     if (plane.rows_per_line > 1) return pack_rows(plane, codes, rows, out);
     if (plane.line_bits == elements * bits) {
         pack_bits(codes, rows * elements, bits, flip, bytes);
@@ -148,19 +168,7 @@ void unpack_codes(const Codec& codec, const Plane& plane, const std::byte* piece
     const auto* bytes = reinterpret_cast<const std::uint8_t*>(piece);
     const std::uint64_t elements = plane.row_elements;
     const unsigned bits = plane.bits;
-    if (plane.transposed) {
-        const std::uint64_t line_bytes = rows * bits / 8;
-        std::uint8_t line[k_lines_at_once];
-        for (std::uint64_t e = 0; e < elements; ++e) {
-            for (std::uint64_t row = 0; row < rows; row += k_lines_at_once) {
-                const std::uint64_t count = std::min(k_lines_at_once, rows - row);
-                unpack_bits(bytes + e * line_bytes + row * bits / 8, count, bits, flip, line);
-                if (codec.layout == Layout::awq) from_awq_order(line, count);
-                for (std::uint64_t i = 0; i < count; ++i) codes[(row + i) * elements + e] = line[i];
-            }
-        }
-        return;
-    }
+    if (plane.transposed) return unpack_lines(codec, plane, bytes, rows, flip, codes);
     if (plane.rows_per_line > 1) return unpack_rows(plane, piece, rows, codes);
     if (plane.line_bits == elements * bits) {
         unpack_bits(bytes, rows * elements, bits, flip, codes);

@@ -1,6 +1,8 @@
 // The portable rule: one rounding whose weights are the same in every format and every runtime.
 #pragma once
 
+#include <limits>
+
 #include "kernels/affine_group.hpp"
 
 namespace phiquant::kernels {
@@ -15,38 +17,51 @@ static inline float portable_step(float scale) noexcept {
     return step < 0x1p-24f ? 0x1p-24f : step;
 }
 
-/// Codes of a group under one scale and zero point; gives their squared error. Sums are kept in an
-/// order of their own, the same on every instruction set.
-static inline float portable_codes(const float* values, std::uint64_t count, float scale,
-                                   float zero, float most, std::uint8_t* codes) noexcept {
-    round_away(values, count, 1.0f / scale, zero, most, codes);
-    constexpr std::uint64_t k_sums = 8;
-    float sums[k_sums] = {};
+/// The squared error of a group under one scale and zero point, rounded as `round_away` does. Sums
+/// are kept in an order of their own, the same on every instruction set.
+template <class Arch>
+float portable_error(const float* values, std::uint64_t count, float scale, float zero,
+                     float most) noexcept {
+    using Batch = F32<Arch>;
+    constexpr std::size_t k_sums = 16, lanes = Batch::size, parts = k_sums / lanes;
+    const float inverse = 1.0f / scale;
+    const Batch factor(inverse), origin(zero), end(most), step(scale), nothing(0.0f), one(1.0f);
+    Batch sum[parts];
+    for (Batch& part : sum) part = nothing;
     std::uint64_t i = 0;
     for (; i + k_sums <= count; i += k_sums) {
-        for (std::uint64_t k = 0; k < k_sums; ++k) {
-            const float off = values[i + k] - (static_cast<float>(codes[i + k]) - zero) * scale;
-            sums[k] += off * off;
+        for (std::size_t p = 0; p < parts; ++p) {
+            const auto value = Batch::load_unaligned(values + i + p * lanes);
+            const auto at = xsimd::min(xsimd::max(value * factor + origin, nothing), end);
+            const auto whole = xsimd::batch_cast<float>(xsimd::batch_cast<std::int32_t>(at));
+            const auto code = whole + xsimd::select(at - whole >= Batch(0.5f), one, nothing);
+            const auto off = value - (code - origin) * step;
+            sum[p] = sum[p] + off * off;
         }
     }
-    for (; i < count; ++i) {
-        const float off = values[i] - (static_cast<float>(codes[i]) - zero) * scale;
-        sums[0] += off * off;
+    alignas(k_alignment) float sums[k_sums];
+    for (std::size_t p = 0; p < parts; ++p) sum[p].store_aligned(sums + p * lanes);
+    for (std::size_t k = 0; i < count; ++i, ++k) {
+        std::uint8_t code;
+        round_away(values + i, 1, inverse, zero, most, &code);
+        const float off = values[i] - (static_cast<float>(code) - zero) * scale;
+        sums[k] += off * off;
     }
-    return ((sums[0] + sums[4]) + (sums[1] + sums[5])) +
-           ((sums[2] + sums[6]) + (sums[3] + sums[7]));
+    for (std::size_t half = k_sums / 2; half > 0; half /= 2) {
+        for (std::size_t k = 0; k < half; ++k) sums[k] += sums[k + half];
+    }
+    return sums[0];
 }
 
 /// Scales are rounded to 7 significant bits *before* weights are: of the two such numbers about the
 /// exact one, that which leaves the smaller squared error (a smaller scale clips the ends, a larger
 /// one has coarser codes). Asymmetric: zero is within the range, its code an integer. Symmetric:
 /// the largest magnitude becomes the code 0, or lies half a step beyond the last code, whichever
-/// errs less; scales may be negative. Groups whose weights are all zero, or become it, have the
-/// scale 2^-14. Rounds halves away from zero. For codes of up to 4 bits.
+/// errs less; scales may be negative. Groups whose weights are all zero have the scale 2^-14.
+/// Rounds halves away from zero. For codes of up to 4 bits.
 template <class Arch>
 void encode_portable(const AffineGrid& grid, const AffineRows& rows,
                      const AffineCodes& out) noexcept {
-    constexpr std::uint64_t k_piece = 256;
     const float most = static_cast<float>((1u << grid.bits) - 1);
     const float middle = static_cast<float>(1u << (grid.bits - 1));
     const auto fit = [&](const float* values, const float*, std::uint64_t count,
@@ -54,33 +69,22 @@ void encode_portable(const AffineGrid& grid, const AffineRows& rows,
         const Extremes found = extremes_of<Arch>(values, count);
         const float low = found.least < 0.0f ? found.least : 0.0f;
         const float high = found.most > 0.0f ? found.most : 0.0f;
-        // Nothing: all weights become zero.
         scale = 0x1p-14f;
         zero = grid.symmetric ? middle : 0.0f;
-        float least = portable_codes(values, count, 1.0f, 0.0f, 0.0f, codes);
-        for (std::uint64_t i = 0; i < count; ++i) codes[i] = static_cast<std::uint8_t>(zero);
+        float least = std::numeric_limits<float>::infinity();
         const auto attempt = [&](float step, float origin) noexcept {
-            std::uint8_t tried[k_piece];
-            float error = 0.0f;
-            for (std::uint64_t i = 0; i < count; i += k_piece) {
-                const std::uint64_t piece = count - i < k_piece ? count - i : k_piece;
-                error += portable_codes(values + i, piece, step, origin, most, tried);
-            }
+            const float error = portable_error<Arch>(values, count, step, origin, most);
             if (!(error < least)) return;
             least = error;
             scale = step;
             zero = origin;
-            for (std::uint64_t i = 0; i < count; i += k_piece) {
-                const std::uint64_t piece = count - i < k_piece ? count - i : k_piece;
-                round_away(values + i, piece, 1.0f / step, origin, most, codes + i);
-            }
         };
-        // Both neighbours of an exact scale, the same one twice where it needs no rounding.
+        // Both neighbours of an exact scale; one where it needs no rounding.
         const auto about = [&](float exact, bool negative) noexcept {
             const float step = portable_step(exact);
             const float below = static_cast<float>(static_cast<std::uint32_t>(exact / step)) * step;
-            for (const float one : {below, below < exact ? below + step : below}) {
-                if (one == 0.0f) continue;
+            for (const float one : {below, below + step}) {
+                if (one == 0.0f || (one != below && below == exact)) continue;
                 if (grid.symmetric) {
                     attempt(negative ? -one : one, middle);
                 } else {
@@ -97,6 +101,7 @@ void encode_portable(const AffineGrid& grid, const AffineRows& rows,
             about(largest / middle, above);
             about(largest / (most / 2), false);
         }
+        round_away(values, count, 1.0f / scale, zero, most, codes);
     };
     for_each_group(grid, rows, out, fit,
                    [](float zero) noexcept { return static_cast<std::uint8_t>(zero); });
