@@ -9,17 +9,27 @@ docs/formats/hf.md.
 from __future__ import annotations
 
 import argparse
-import json
+import multiprocessing
 import os
-import subprocess
-import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+import phiquant as pq
+from phiquant.reference import Decoder
+
 DATA = Path(__file__).parents[1] / "data"
+
+SETTINGS = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "HF_HUB_OFFLINE": "1",
+}
 
 PRESETS = (
     "bf16",
@@ -39,22 +49,26 @@ PRESETS = (
 )
 
 
-def child(folder: str, ids: list[int]) -> None:
-    """Load a folder in vLLM; print the most likely next tokens' log probabilities as JSON."""
+def child(folder: str, ids: list[int], answer: Any) -> None:
+    """Load a folder in vLLM; send the most likely next tokens' log probabilities."""
     from vllm import LLM, SamplingParams
 
-    llm = LLM(folder, max_model_len=128, enforce_eager=True, max_num_seqs=1, seed=0)
-    how = SamplingParams(max_tokens=1, temperature=0, logprobs=20)
-    (result,) = llm.generate({"prompt_token_ids": ids}, how, use_tqdm=False)
-    (first,) = result.outputs[0].logprobs
-    print("RESULT", json.dumps({str(key): value.logprob for key, value in first.items()}))
+    try:
+        llm = LLM(folder, max_model_len=128, enforce_eager=True, max_num_seqs=1, seed=0)
+        how = SamplingParams(max_tokens=1, temperature=0, logprobs=20)
+        (result,) = llm.generate({"prompt_token_ids": ids}, how, use_tqdm=False)
+        (first,) = result.outputs[0].logprobs
+        answer.send({key: value.logprob for key, value in first.items()})
+    except BaseException as error:  # whatever it raises is the answer
+        words = " ".join(f"{type(error).__name__}: {error}".split())
+        answer.send(words[:200])
+    finally:
+        answer.close()
+        os._exit(0)
 
 
 def try_preset(fixture: str, preset: str, limit: float) -> str:
     """One row of the table: loaded or not, and how far its probabilities are from ours."""
-    import phiquant as pq
-    from phiquant.reference import Decoder
-
     with np.load(DATA / fixture / "reference.npz") as arrays:
         ids = arrays["chat.ids"]
     with tempfile.TemporaryDirectory() as base:
@@ -62,43 +76,33 @@ def try_preset(fixture: str, preset: str, limit: float) -> str:
         pq.convert(DATA / fixture, f"hf:{preset}", path)
         logits = Decoder(pq.open(path), threads=1)(ids[None], last=1)[0][0].astype(np.float64)
         logits -= logits.max() + np.log(np.exp(logits - logits.max()).sum())
-        settings = {
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "VLLM_LOGGING_LEVEL": "ERROR",
-            "HF_HUB_OFFLINE": "1",
-        }
-        command = [sys.executable, __file__, "--child", str(path), json.dumps(ids.tolist())]
+        # Forked, so that vLLM is imported once; each folder has a process of its own.
+        context = multiprocessing.get_context("fork")
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=child, args=(str(path), ids.tolist(), theirs))
+        process.start()
+        theirs.close()
         try:
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                env=os.environ | settings,
-                timeout=limit,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return f"no answer in {limit:.0f} s"
-        for line in done.stdout.splitlines():
-            if line.startswith("RESULT "):
-                theirs = json.loads(line[7:])
-                off = max(abs(logits[int(key)] - value) for key, value in theirs.items())
-                return f"yes, log probabilities within {off:.3f}"
-        words = [line for line in done.stderr.splitlines() if "Error" in line]
-        return f"no: {(words or ['?'])[-1].strip()[-160:]}"
+            found = ours.recv() if ours.poll(limit) else f"no answer in {limit:.0f} s"
+        except EOFError:
+            found = "it died"
+        process.kill()
+        process.join()
+    if isinstance(found, str):
+        return f"no: {found}"
+    off = max(abs(logits[key] - value) for key, value in found.items())
+    return f"yes, log probabilities within {off:.3f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--child", nargs=2)
     parser.add_argument("--fixture", default="phi35")
     parser.add_argument("--limit", type=float, default=600, help="seconds a preset")
     parser.add_argument("presets", nargs="*", default=PRESETS)
     asked = parser.parse_args()
-    if asked.child:
-        child(asked.child[0], json.loads(asked.child[1]))
-        return
+    os.environ |= SETTINGS
+    import vllm  # noqa: F401
+
     names = ("vllm-cpu", "torch", "transformers", "compressed-tensors")
     print(", ".join(f"{name} {version(name)}" for name in names))
     print("| folder | loads, and has the weights |\n|---|---|", flush=True)

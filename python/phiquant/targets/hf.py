@@ -294,10 +294,15 @@ def _notes(assignment: Assignment) -> tuple[str, ...]:
     notes = []
     if layouts := {scheme.layout for scheme in packed} - {""}:
         method = "AWQ" if layouts == {"awq"} else "GPTQ"
-        return (
+        notes.append(
             f"the layout is {method}'s, and weights are rounded to the nearest codes: {method}'s "
-            "own calibration is not carried out; transformers loads it with gptqmodel",
+            "own calibration is not carried out; transformers loads it with gptqmodel"
         )
+        if method == "GPTQ" and any(not s.symmetric or s.bits != 4 for s in packed):
+            notes.append("on processors vLLM takes GPTQ's layout with 4 bits, symmetric, only")
+        return tuple(notes)
+    if names := sorted({str(scheme) for scheme in packed if scheme.small_floats}):
+        notes.append(f"vLLM has kernels for {' and '.join(names)} on GPUs only")
     if bits := sorted({scheme.bits for scheme in packed if scheme.bits != 4}):
         listed = " and ".join(map(str, bits))
         notes.append(f"vLLM runs packed weights of {listed} bits on GPUs only; 4 bits anywhere")
