@@ -258,7 +258,7 @@ def test_a_template_that_xml_cannot_hold_stands_in_its_file(tmp_path: Path) -> N
 
 
 def test_a_gguf_is_no_source_without_a_tokenizer(converted) -> None:
-    with pytest.raises(pq.UsageError, match="no tokenizer.json"):
+    with pytest.raises(pq.UsageError, match=r"no tokenizer\.json"):
         pq.plan(converted("phi35", "f16"), "openvino:int8")
 
 
