@@ -128,7 +128,7 @@ _OPENVINO_PRESETS = {
     "int4": "4 bits with zero points: optimum-intel's default",
     "int4_asym": "4 bits with zero points, groups of 128; ends 8 bits",
     "int4_sym": "4 bits, groups of 128; embedding and output 8 bits",
-    "nf4": "4 bits: quantiles of the normal distribution; ends 8 bits",
+    "nf4": "4 bits: a normal distribution's quantiles; ends 8 bits",
     "mxfp4": "4-bit floats in groups of 32; ends 8-bit floats",
 }
 

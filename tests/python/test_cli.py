@@ -277,10 +277,6 @@ def test_doctor_finds_an_instruction_set_that_is_not_there() -> None:
     ],
 )
 def test_shells_can_complete(words: str, expected: str) -> None:
-    done = phiquant(
-        _PHIQUANT_COMPLETE="bash_complete",
-        COMP_WORDS=words,
-        COMP_CWORD=str(len(words.split()) - 1),
-    )
+    done = phiquant(_PHIQUANT_COMPLETE="bash_complete", COMP_LINE=words)
     assert f"plain,{expected}" in done.stdout.split()
     assert "_phiquant_completion" in phiquant(_PHIQUANT_COMPLETE="bash_source").stdout
