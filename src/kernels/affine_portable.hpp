@@ -81,6 +81,8 @@ void encode_portable(const AffineGrid& grid, const AffineRows& rows,
         };
         // Both neighbours of an exact scale; one where it needs no rounding.
         const auto about = [&](float exact, bool negative) noexcept {
+            // A range that overflows has no scale; what comes of it is refused.
+            if (!__builtin_isfinite(exact)) return;
             const float step = portable_step(exact);
             const float below = static_cast<float>(static_cast<std::uint32_t>(exact / step)) * step;
             for (const float one : {below, below + step}) {
