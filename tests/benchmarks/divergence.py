@@ -7,9 +7,9 @@
 Each target is converted from the trained test models (tests/data), by the format's own rule and with quality="best" where
 that is built. Squared errors are those of the conversion's report, of the matrices that were searched: best's relative to
 the rule's, on average and of the worst matrix. Divergence and the share of positions with the same most likely token come
-from the program that the target is made for, loaded as its users load it (mlx-lm with float32 activations), beside phiquant's reference run of the source:
-the second halves of eight windows, of 512 tokens each, of the built-in text. Nothing here is timed, so it does not matter
-what else the machine does. GGUF presets that need an importance matrix get the fixture's own, which is of another text.
+from the program that the target is made for, loaded as its users load it (mlx-lm with float32 activations), beside
+phiquant's reference run of the source: the second halves of eight windows, of 512 tokens each, of the built-in text.
+Nothing here is timed, so it does not matter what else the machine does. GGUF presets that need an importance matrix get the fixture's own, which is of another text.
 
 --record keeps the figures in python/phiquant/advice/divergence.json, from which `phiquant advise` takes them; rows of other
 targets stay. --write puts what is recorded there into the tables of docs/formats. Without either, tables are printed.
