@@ -80,7 +80,7 @@ def held(entry: TensorEntry) -> Held | None:
     small = name.partition(",")[0]
     if small.startswith(("mxfp", "nvfp", "fp8", "nf4")):
         return Held(codec.affine.bits, codec.affine.group, small, "float32")
-    biased = codec.rule == "mlx"
+    biased = codec.has_biases
     kind = "biased" if biased else "sym" if codec.affine.symmetric else "asym"
     return Held(codec.affine.bits, codec.affine.group, kind, codec.affine.scale)
 
