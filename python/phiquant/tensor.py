@@ -36,6 +36,12 @@ def check_threads(threads: int | None) -> int:
     return threads
 
 
+def _squares(values: NDArray[np.float32]) -> float:
+    """Sum of squares in float64: those of large or tiny values are no float32."""
+    flat = values.ravel()
+    return float(np.einsum("i,i->", flat, flat, dtype=np.float64))
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class QuantizedTensor:
     """A tensor as a codec's blocks.
@@ -176,24 +182,22 @@ class QuantizedTensor:
         original = np.asarray(w) if isinstance(w, np.ndarray) else as_float32(w)
         if original.shape != self.shape:
             raise ShapeError(f"w has the shape {original.shape}, and this tensor {self.shape}")
-        if self.codec.has_planes:
-            difference = (self.dequantize() - original).ravel()
-            signal = float(np.dot(original.ravel(), original.ravel()))
-            total = float(np.dot(difference, difference))
-            return float(np.sqrt(total / signal)) if signal else float(np.sqrt(total))
         rows = original.reshape(-1, self.shape[-1]) if original.ndim > 1 else original[None]
-        blocks = self.data.reshape(rows.shape[0], -1)
+        # Codes in planes are decoded at once; blocks in steps, of 16 MiB of float32.
+        whole = self.dequantize().reshape(rows.shape) if self.codec.has_planes else None
         error = signal = 0.0
-        step = max(1, (1 << 22) // self.shape[-1])  # 16 MiB of float32 at a time
+        step = max(1, (1 << 22) // self.shape[-1])
         for begin in range(0, rows.shape[0], step):
             part = np.asarray(rows[begin : begin + step], dtype=np.float32)
-            piece = QuantizedTensor(
-                np.ascontiguousarray(blocks[begin : begin + step]), part.shape, self.codec
-            )
-            difference = (piece.dequantize() - part).ravel()
-            error += float(np.dot(difference, difference))
-            signal += float(np.dot(part.ravel(), part.ravel()))
+            decoded = self._decoded(begin, part) if whole is None else whole[begin : begin + step]
+            error += _squares(decoded - part)
+            signal += _squares(part)
         return float(np.sqrt(error / signal)) if signal else float(np.sqrt(error))
+
+    def _decoded(self, begin: int, part: NDArray[np.float32]) -> NDArray[np.float32]:
+        """As many rows as ``part`` has, of blocks."""
+        blocks = self.data.reshape(-1, self.data.shape[-1])[begin : begin + part.shape[0]]
+        return QuantizedTensor(np.ascontiguousarray(blocks), part.shape, self.codec).dequantize()
 
     def _repr_html_(self) -> str:
         from phiquant.pages.tensor_display import tensor_display

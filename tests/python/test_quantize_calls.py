@@ -320,3 +320,9 @@ def test_ctrl_c_stops_a_long_call_within_a_second(threads: int) -> None:
         preexec_fn=child_signals.heed,
     )
     assert float(done.stdout) < 1.0
+
+
+@pytest.mark.parametrize("size", [1e25, 1e-25])
+def test_errors_of_huge_and_tiny_weights_are_told(size):
+    w = (np.random.default_rng(5).normal(0, 1, (64, 256)) * size).astype(np.float32)
+    assert 0.001 < pq.quantize(w, "bf16").error(w) < 0.003
