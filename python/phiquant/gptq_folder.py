@@ -106,12 +106,12 @@ def _layout(settings: Mapping[str, object], path: Path) -> tuple[str, str]:
         version = str(settings.get("version", settings.get("format", "gemm"))).lower()
         if version == "gemm":
             return "awq", "awq"
-        kind = f"AWQ's layout '{version}'"
+        kind = f"AWQ's layout '{version[:40]}'"
     else:
         version = str(settings.get("checkpoint_format") or settings.get("format") or "gptq").lower()
         if version in ("gptq", "gptq_v2"):
             return "gptq", "gptq_v1" if version == "gptq" else "gptq"
-        kind = f"GPTQ's layout '{version}'"
+        kind = f"GPTQ's layout '{version[:40]}'"
     raise UnsupportedError(
         f"holds weights in {kind}, which phiquant does not decode",
         file=path,

@@ -88,7 +88,7 @@ def _object(pairs: list[tuple[str, object]], file: Path) -> dict[str, object]:
     result: dict[str, object] = {}
     for key, value in pairs:
         if key in result:
-            raise FormatError(f"the key {key!r} stands twice in one object", file=file)
+            raise FormatError(f"the key {key[:80]!r} stands twice in one object", file=file)
         result[key] = value
     return result
 

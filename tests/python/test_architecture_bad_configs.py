@@ -44,6 +44,7 @@ def with_rope(**values: object) -> dict[str, Any]:
 BAD_FILES = {
     "duplicate key": (b'{"hidden_size": 1, "hidden_size": 2}', "'hidden_size' stands twice"),
     "duplicate key within": (b'{"rope_scaling": {"a": 1, "a": 1}}', "'a' stands twice"),
+    "long duplicate key": (b'{"%b": 1, "%b": 1}' % (b"k" * 5000, b"k" * 5000), "kk' stands twice"),
     "NaN": (b'{"rms_norm_eps": NaN}', "NaN"),
     "Infinity": (b'{"rms_norm_eps": -Infinity}', "-Infinity"),
     "huge number": (b'{"rms_norm_eps": 1e999}', "too large"),
@@ -71,6 +72,7 @@ def test_a_config_file_with_two_meanings_or_none_is_refused(case: str, tmp_path:
         read_config(path)
     assert words in str(caught.value)
     assert str(path) in str(caught.value)
+    assert len(str(caught.value)) < 1000
 
 
 def test_a_huge_config_is_refused_unread(tmp_path: Path) -> None:

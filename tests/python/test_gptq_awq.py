@@ -316,6 +316,7 @@ def test_damaged_folders_are_refused(folder, tmp_path, change, words):
     [
         (put("g_idx", lambda old: old[::-1]), {"desc_act": True}, "act-order"),
         (lambda tensors: None, {"checkpoint_format": "marlin"}, "layout 'marlin'"),
+        (lambda tensors: None, {"checkpoint_format": "m" * 5000}, "layout 'm{40}'"),
         (lambda tensors: None, {"quant_method": "awq", "version": "gemv"}, "layout 'gemv'"),
     ],
 )

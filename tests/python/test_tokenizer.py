@@ -297,7 +297,7 @@ CL100K = (
 )
 
 
-def split(pattern: str, behavior: str = "Isolated", invert: bool = False) -> Json:
+def split(pattern: str, behavior: object = "Isolated", invert: bool = False) -> Json:
     steps: list[Json] = [
         {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": invert},
         {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
@@ -336,6 +336,7 @@ def test_an_unknown_split_pattern_is_shown(copy: Copy) -> None:
         None,
         {"type": "ByteLevel", "add_prefix_space": True},
         split(CL100K, "Removed", False),
+        split(CL100K, ["Isolated"]),  # no text, and without a hash
         {"type": "Sequence", "pretokenizers": [{"type": "Digits"}, {"type": "ByteLevel"}]},
     ],
 )

@@ -89,7 +89,8 @@ def _of_split(split: Mapping[str, Any], path: pathlib.Path) -> str:
     # The patterns match every character, so that keeping the matches and dropping what is between
     # them ("Removed", inverted) is the same as cutting at the matches ("Isolated").
     kept = (split.get("behavior"), bool(split.get("invert", False)))
-    if kept not in {("Isolated", False), ("Isolated", True), ("Removed", True)}:
+    # Compared, not looked up in a set: the file may say an array, which has no hash.
+    if kept not in (("Isolated", False), ("Isolated", True), ("Removed", True)):
         raise _unknown(str(split), path)
     if not isinstance(regex, str) or regex not in NAMES:
         raise _unknown(regex if isinstance(regex, str) else str(pattern), path)
