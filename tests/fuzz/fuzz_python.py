@@ -5,7 +5,8 @@
 
 Needs phiquant, its tests' NumPy and ml_dtypes, and ``pip install atheris``. Only phiquant's errors
 may escape. New inputs and crashes stay in a temporary folder that is named at the start; seeds are
-cut out of tests/data, or made by phiquant out of tests/tiny_model.py's model.
+cut out of tests/data, or made by phiquant out of tests/tiny_model.py's model; what found something
+stands in corpus/TARGET.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -195,6 +197,33 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
 }
 
 
+def _change_xml(chance: random.Random, data: bytes) -> bytes:
+    """One to three attributes or texts that say what others do, or nonsense; or other bytes."""
+    import mutations
+
+    found = list(re.finditer(rb'(?<==")[^"]*(?=")|(?<=>)[^<>]+(?=<)', data))
+    if not found or chance.randrange(4) == 0:
+        return mutations.change_bytes(chance, data)
+    spans = chance.sample(found, min(len(found), chance.randint(1, 3)))
+    for span in sorted(spans, key=lambda match: -match.start()):
+        odd = [
+            b"",
+            b"-1",
+            b"0",
+            b"1",
+            b"x",
+            b"1,0",
+            b"9" * 30,
+            b"9" * 5000,
+            b"1e9",
+            b" 1",
+            "\u00b2".encode(),
+        ]
+        new = chance.choice([chance.choice(found)[0], chance.choice(odd)])
+        data = data[: span.start()] + new + data[span.end() :]
+    return data
+
+
 def _try(target: Target, data: bytes) -> None:
     """Read an input: sound, or refused by an error that blames the file, fit for a terminal."""
     from phiquant.errors import PhiquantError
@@ -216,19 +245,21 @@ def _search(name: str, seconds: int, build: Path) -> None:
     with atheris.instrument_imports(include=["phiquant"], enable_loader_override=False):
         scratch = Path(tempfile.mkdtemp(dir=build))
         target = TARGETS[name](scratch)
+    found = sorted((TESTS / "fuzz" / "corpus" / name).glob("*"))
+    target.seeds += [path.read_bytes() for path in found]
     corpus = build / "corpus"
     corpus.mkdir(exist_ok=True)
     for number, seed in enumerate(target.seeds):
         (corpus / f"seed-{number}").write_bytes(seed)
     most = max(4096, 2 * max(map(len, target.seeds)))
-    is_json = target.path.suffix == ".json"
+    kinds = {".json": mutations.change_json, ".xml": _change_xml}
+    change = kinds.get(target.path.suffix, mutations.change_bytes)
     mutations.NASTY += HUGE
 
     def mutate(data: bytes, max_size: int, seed: int) -> bytes:
-        """Three times of four what the JSON says, or words of a format; else libFuzzer's bytes."""
+        """Three times of four what the JSON or XML says, or a format's words; else any bytes."""
         chance = random.Random(seed)
         if data and chance.randrange(4):
-            change = mutations.change_json if is_json else mutations.change_bytes
             try:
                 changed = change(chance, data)
             except (ValueError, RecursionError):  # the bytes before were no JSON
