@@ -118,7 +118,7 @@ def plan(
         split_size=None if split_size is None else parse_size(split_size),
     )
     checkpoint = _opened(source, progress, tokenizer=tokenizer, config=config, name=name)
-    native = _check_grid(grid, best, overrides)
+    native = _check_grid(grid, choices, overrides)
     _check_overrides(overrides, targets)
     _check_options_of_gguf(
         targets,
@@ -215,12 +215,19 @@ def _opened(source: Any, progress: bool, **given: Any) -> Checkpoint:
     return checkpoint
 
 
-def _check_grid(grid: str, best: bool, overrides: list[Override]) -> bool:
+def _check_grid(grid: str, choices: Choices, overrides: list[Override]) -> bool:
     """Whether each format keeps its own grid; what would part a portable one is refused."""
     if grid not in ("native", "portable"):
         raise UsageError(f"there is no grid '{grid}'", remedy="There are 'native' and 'portable'.")
-    if grid == "portable" and (best or overrides):
-        what = "quality='best'" if best else "an override"
+    parting = {
+        "quality='best'": choices.best,
+        "an override": bool(overrides),
+        "output_type": choices.output_type is not None,
+        "embedding_type": choices.embedding_type is not None,
+        "importance": choices.importance is not None,
+    }
+    what = next((name for name, is_given in parting.items() if is_given), "")
+    if grid == "portable" and what:
         raise UsageError(
             f"{what} would make the targets of a portable grid differ",
             remedy="Leave it out, or let each format keep its own grid.",

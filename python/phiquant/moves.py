@@ -41,6 +41,17 @@ _BLOCKS: Final[Mapping[str, tuple[int, str]]] = {
     "q8_0": (8, "sym"),
     "mxfp4": (4, "mxfp4"),
 }
+# Bits that a format has codes of.
+_BITS: Final = {
+    "gguf": (4, 5, 8),
+    "onnx": (2, 4, 8),
+    "openvino": (4, 8),
+    "mlx": (2, 3, 4, 5, 6, 8),
+    "hf": (2, 3, 4, 8),
+}
+_SMALL_FLOATS: Final = ("mxfp4", "mxfp8", "nvfp4", "nf4", "fp8")
+# Presets that leave no matrix a choice.
+_UNIFORM: Final = ("int8-dynamic", "int8-static")
 # Bits of a preset's codes.
 _PRESET_BITS: Final = re.compile(r"(?:int|w)?([2-8])(?:bit|a16|_sym|_asym)?$|q([458])_[01]$")
 
@@ -86,8 +97,9 @@ def held(entry: TensorEntry) -> Held | None:
 
 
 def codec_of(entry: TensorEntry) -> str:
-    """The codec of an entry, or of all its parts."""
-    return entry.parts[0].type if entry.parts else entry.type
+    """The codec of an entry; of parts that differ, the first that is no float."""
+    names = [part.type for part in entry.parts] or [entry.type]
+    return next((name for name in names if not _is_float(name)), names[0])
 
 
 def is_quantized(checkpoint: Checkpoint) -> bool:
@@ -118,20 +130,24 @@ def prepare(
 ) -> tuple[Target, tuple[tuple[str, str], ...]]:
     """A target with the options and overrides with which it can hold the source's numbers.
 
-    Only what the user left open is filled in: groups, signs, the type of scales, and per matrix
-    the source's own bits where they are others than most matrices'.
+    Only what the user left open is filled in: groups, signs, the type of scales, and by each
+    matrix's name the codec that holds its bits.
 
     Raises
     ------
     phiquant.UnsupportedError
-        The preset's codes have other bits than most of the source's matrices.
+        The preset's codes have fewer bits than most of the source's matrices, or are of another
+        kind.
     """
     if target.preset in _FLOAT_PRESETS:
         return target, ()
     grids = {t.source: held(checkpoint.entries[t.source]) for t in spec.tensors}
     inner = Counter(grids[t.source] for t in spec.tensors if t.layer is not None and _is_matrix(t))
     main = inner.most_common(1)[0][0]
+    _check_kind(target, main, checkpoint)
     _check_bits(target, main, checkpoint)
+    if target.preset in _UNIFORM:
+        return target, ()
     options = dict(target.options)
     if target.format == "openvino" and target.preset.startswith("int4"):
         options = {**_without_awq(target), **options}
@@ -140,14 +156,14 @@ def prepare(
     if target.preset in ("gptq", "awq"):
         # All matrices alike.
         if main is not None:
-            options.setdefault("group", str(main.group or "channel"))
+            options.setdefault("group", str(min(main.group, 128) or "channel"))
             if not {"sym", "asym"} & options.keys():
                 options["sym" if main.kind == "sym" else "asym"] = True
             if target.preset == "gptq":
-                options.setdefault("bits", str(main.bits))
+                options.setdefault("bits", str(next(b for b in _BITS["hf"] if b >= main.bits)))
         return replace(target, options=tuple(sorted(options.items(), key=lambda o: o[0]))), ()
     overrides = [
-        (_glob(tensor.source), name)
+        (tensor.source, name)
         for tensor in spec.tensors
         if _takes_override(target.format, spec, tensor)
         and (name := _name(target, grids[tensor.source], tensor, checkpoint))
@@ -188,7 +204,7 @@ def prepare_portable(target: Target, spec: ModelSpec) -> tuple[Target, tuple[tup
         options |= {"group": "32", "asym": True}
     grid = Held(4, 32, "asym", "float16")
     overrides = tuple(
-        (_glob(tensor.source), str(_codec_name(target.format, grid, tensor.shape[-1])))
+        (tensor.source, str(_codec_name(target.format, grid, tensor.shape[-1])))
         for tensor in spec.tensors
         if target.preset not in ("gptq", "awq") and _takes_override(target.format, spec, tensor)
     )
@@ -205,6 +221,8 @@ def with_moves(planned: PlannedTarget, checkpoint: Checkpoint) -> PlannedTarget:
         second rounding would cost.
     """
 
+    unheeded = set()
+
     def moved(tensor: PlannedTensor) -> PlannedTensor:
         if tensor.source is None:
             return tensor
@@ -214,6 +232,13 @@ def with_moves(planned: PlannedTarget, checkpoint: Checkpoint) -> PlannedTarget:
             return tensor
         if own == tensor.codec and not entry.planes and not entry.parts:
             return tensor  # the very blocks go through
+        if any(part.type != own for part in entry.parts):
+            raise UnsupportedError(
+                "has parts in several codecs in the source, and is one matrix in phiquant",
+                file=checkpoint.path,
+                tensor=tensor.source,
+                remedy="Round a second time with --requantize (requantize=True).",
+            )
         if entry.column_scale is not None:
             raise UnsupportedError(
                 "has columns that AWQ has scaled, with factors that only OpenVINO's graph holds",
@@ -231,13 +256,34 @@ def with_moves(planned: PlannedTarget, checkpoint: Checkpoint) -> PlannedTarget:
                 remedy=f"Choose a target that can, or round a second time with --requantize "
                 f"(requantize=True){_cost(checkpoint, entry, tensor.codec)}.",
             )
+        if tensor.best or tensor.importance is not None:
+            unheeded.add(tensor.source)
         return replace(tensor, via=own, best=False, importance=None)
 
-    return _with_tensors(planned, moved)
+    made = _with_tensors(planned, moved)
+    if not unheeded:
+        return made
+    count = len(unheeded)
+    matrices = "1 matrix is" if count == 1 else f"{count} matrices are"
+    note = f"{matrices} moved as the source has them, without the quality or importance asked for"
+    return replace(made, notes=(*made.notes, note))
 
 
 def with_portable_grid(planned: PlannedTarget, checkpoint: Checkpoint) -> PlannedTarget:
-    """The same target, with every matrix on the portable grid, decoded where it is a float."""
+    """The same target, with every matrix on the portable grid, decoded where it is a float.
+
+    Raises
+    ------
+    phiquant.UnsupportedError
+        A source that is quantized already, whose weights are on another grid.
+    """
+    if is_quantized(checkpoint):
+        raise UnsupportedError(
+            "is quantized already, and the portable grid is for weights that are not",
+            file=checkpoint.path,
+            remedy="Leave --grid (grid=) out, so that its own codes are moved, or convert the "
+            "original weights.",
+        )
 
     def moved(tensor: PlannedTensor) -> PlannedTensor:
         if tensor.source is None or len(checkpoint.entries[tensor.source].shape) < 2:
@@ -273,10 +319,6 @@ def _is_matrix(tensor: TensorRole) -> bool:
     return len(tensor.shape) == 2
 
 
-def _glob(name: str) -> str:
-    return re.sub(r"([\[?*])", r"[\1]", name)
-
-
 def _scales(grid: Held | None) -> str:
     return "bfloat16" if grid is None else grid.scales
 
@@ -293,6 +335,27 @@ def _check_bits(target: Target, main: Held | None, checkpoint: Checkpoint) -> No
             f"holds codes of {main.bits} bits, which '{target}' cannot",
             file=checkpoint.path,
             remedy=f"Choose a target of {main.bits} bits, or round a second time with --requantize "
+            "(requantize=True).",
+        )
+
+
+def _check_kind(target: Target, main: Held | None, checkpoint: Checkpoint) -> None:
+    """Refuse what would bear a preset's name and hold none of its codes."""
+    if main is None:
+        return
+    small = next((name for name in _SMALL_FLOATS if target.preset.startswith(name)), "")
+    if target.preset == "w8a8":
+        fits = (main.bits, main.kind, main.group) == (8, "sym", 0)
+    elif small or main.kind not in ("sym", "asym", "biased"):
+        fits = bool(small) and main.kind.startswith(small)
+    else:
+        fits = target.format != "gguf" or target.preset in _BLOCKS
+    if not fits:
+        kind = {"sym": "symmetric", "asym": "asymmetric"}.get(main.kind, main.kind)
+        raise UnsupportedError(
+            f"holds {kind} codes of {main.bits} bits, which '{target}' does not",
+            file=checkpoint.path,
+            remedy="Choose a target of such codes, or round a second time with --requantize "
             "(requantize=True).",
         )
 
@@ -330,7 +393,8 @@ def _name(
 
 
 def _codec_name(format_name: str, grid: Held, columns: int) -> str | None:
-    bits, kind = grid.bits, grid.kind
+    kind = grid.kind
+    bits = next((b for b in _BITS[format_name] if b >= grid.bits), 8)
     if kind == "mxfp4":
         return "mxfp4" if format_name in ("gguf", "mlx", "hf", "openvino") else None
     if kind not in ("sym", "asym", "biased"):

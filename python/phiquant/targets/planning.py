@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -64,8 +66,8 @@ def plan_target(
 
     Parameters
     ----------
-    held : sequence of (glob, codec)
-        Overrides of lower rank than the user's own.
+    held : sequence of (name, codec)
+        What single tensors of the source are put in where the user said nothing of them.
 
     Raises
     ------
@@ -74,7 +76,8 @@ def plan_target(
     """
     from dataclasses import replace
 
-    overrides = [*overrides_for(target.format, wishes.overrides), *held]
+    overrides = list(overrides_for(target.format, wishes.overrides))
+    overrides += _left_open(model.spec, target.format, wishes.choices, overrides, held)
     if target.format == "gguf":
         from phiquant.targets.gguf import plan_from_model
 
@@ -109,6 +112,31 @@ def plan_target(
     return plan_openvino(
         *source, model.tokenizer, target, best=best, overrides=overrides, importance=importance
     )
+
+
+def _left_open(
+    spec: ModelSpec,
+    format_name: str,
+    choices: Choices,
+    own: Sequence[tuple[str, str]],
+    held: Sequence[tuple[str, str]],
+) -> list[tuple[str, str]]:
+    """What is held, as overrides, without the tensors that the user has chosen for."""
+    decided: set[str] = set()
+    if format_name == "gguf":
+        if choices.pure:
+            return []
+        for tensor in spec.tensors:
+            is_head = tensor.role == "output" or (tensor.role == "embedding" and spec.tied)
+            if (choices.output_type is not None and is_head) or (
+                choices.embedding_type is not None and tensor.role == "embedding"
+            ):
+                decided.add(tensor.source)
+    return [
+        (re.sub(r"([\[?*])", r"[\1]", name), codec)
+        for name, codec in held
+        if name not in decided and not any(fnmatch.fnmatchcase(name, glob) for glob, _ in own)
+    ]
 
 
 def overrides_for(format_name: str, overrides: Sequence[Override]) -> tuple[tuple[str, str], ...]:
