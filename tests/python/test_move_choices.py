@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import phiquant as pq
+from phiquant.measure.content import tensor_digests
 from phiquant.plan import PlannedTarget
 from phiquant.reference.weights import Weights
 
@@ -124,3 +125,27 @@ def test_choices_that_part_the_portable_targets_are_refused(
 ) -> None:
     with pytest.raises(pq.UsageError, match="would make the targets"):
         pq.convert(MODEL, "gguf:q4_1", tmp_path / "x.gguf", grid="portable", **wishes)
+
+
+@pytest.mark.parametrize("target", ["hf:w8a8", "onnx:int4", "openvino:int4_sym,group=64,awq"])
+def test_every_place_of_a_matrix_counts_for_its_digest(target: str, tmp_path: Path) -> None:
+    # The planes of a matrix stand apart, so that codes and what follows them are not all of it.
+    pq.convert(MODEL, target, tmp_path / "x")
+    checkpoint = pq.open(tmp_path / "x")
+    before = tensor_digests(checkpoint, None, threads=1)
+    assert before.keys() == checkpoint.entries.keys()
+    entry = max(checkpoint.entries.values(), key=lambda e: (e.column_scale is not None, e.name))
+    entry = entry if entry.column_scale else checkpoint.entries[DOWN]
+    places = [plane for part in entry.parts or (entry,) for plane in part.planes or (part,)]
+    if entry.column_scale is not None:
+        places.append(entry.column_scale)
+    assert len(places) > 1
+    for place in places:
+        path = checkpoint.files[place.file].path
+        data = bytearray(path.read_bytes())
+        data[place.offset + place.nbytes - 1] ^= 1
+        path.write_bytes(data)
+        after = tensor_digests(pq.open(tmp_path / "x"), None, threads=1)
+        assert {name for name in before if before[name] != after[name]} == {entry.name}
+        data[place.offset + place.nbytes - 1] ^= 1
+        path.write_bytes(data)

@@ -6,11 +6,12 @@ import hashlib
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from phiquant.checkpoint import Checkpoint, SourceFile, TensorEntry
+from phiquant.checkpoint import Checkpoint, PlaneEntry, SourceFile, TensorEntry
 from phiquant.errors import ChangedError, FormatError, IoError
 from phiquant.measure.store import Store, address
 from phiquant.memory import ArraySource
@@ -24,7 +25,7 @@ DIGESTS = "digests"
 
 
 def tensor_digests(checkpoint: Checkpoint, store: Store | None, *, threads: int) -> dict[str, str]:
-    """The SHA-256 of each tensor's bytes, by name.
+    """The SHA-256 of each tensor's bytes, by name; of one in several places, of their digests.
 
     All bytes are read once. After that the store knows them by the file's path, device, inode,
     size, and times of change, down to nanoseconds. A file that is changed, in whatever way, gets a
@@ -38,9 +39,43 @@ def tensor_digests(checkpoint: Checkpoint, store: Store | None, *, threads: int)
     phiquant.FormatError
         It ends within a tensor.
     """
+    places = {entry.name: _places(entry) for entry in checkpoint.entries.values()}
+    found = _place_digests(checkpoint, [p for ps in places.values() for p in ps], store, threads)
+    digests = {name: [found[place.name] for place in own] for name, own in places.items()}
+    return {
+        name: own[0] if len(own) == 1 else hashlib.sha256("".join(own).encode()).hexdigest()
+        for name, own in digests.items()
+    }
+
+
+def _places(entry: TensorEntry) -> list[TensorEntry]:
+    """Where all bytes of a tensor are: planes and parts stand apart, in several files even."""
+    found: list[TensorEntry | PlaneEntry] = []
+    for part in entry.parts or (entry,):
+        found += part.planes or (part,)
+    if entry.column_scale is not None:
+        found.append(entry.column_scale)
+    names = [entry.name] + [f"{entry.name} #{number}" for number in range(1, len(found))]
+    return [
+        replace(
+            entry,
+            name=name,
+            file=one.file,
+            offset=one.offset,
+            nbytes=one.nbytes,
+            planes=(),
+            parts=(),
+        )
+        for name, one in zip(names, found, strict=True)
+    ]
+
+
+def _place_digests(
+    checkpoint: Checkpoint, wanted: list[TensorEntry], store: Store | None, threads: int
+) -> dict[str, str]:
     found: dict[str, str] = {}
     for index, source in enumerate(checkpoint.files):
-        entries = [entry for entry in checkpoint.entries.values() if entry.file == index]
+        entries = [entry for entry in wanted if entry.file == index]
         if not entries:
             continue
         if isinstance(source, ArraySource):  # memory, which nothing is known of the next time
