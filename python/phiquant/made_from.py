@@ -73,6 +73,13 @@ def _of_gguf(checkpoint: Checkpoint, tokenizer: str | os.PathLike[str] | None) -
             remedy="Name a folder with the model's tokenizer: --tokenizer FOLDER "
             "(tokenizer=FOLDER), as published with the original weights.",
         )
+    splits = checkpoint.metadata.get("split.count", 0)
+    if not isinstance(splits, int) or splits > 1:
+        raise UnsupportedError(
+            "is one of several split files",
+            file=checkpoint.path,
+            remedy="Merge them first: llama-gguf-split --merge.",
+        )
     folder = Path(tokenizer)
     held = describe_gguf(checkpoint)
     config = config_of(held)
@@ -84,13 +91,6 @@ def _of_gguf(checkpoint: Checkpoint, tokenizer: str | os.PathLike[str] | None) -
         if own is None:
             raise FormatError("is missing", file=checkpoint.path, tensor=tensor.source)
         entries[tensor.source] = replace(checkpoint.entries[own], name=tensor.source)
-    splits = checkpoint.metadata.get("split.count", 0)
-    if not isinstance(splits, int) or splits > 1:
-        raise UnsupportedError(
-            "is one of several split files",
-            file=checkpoint.path,
-            remedy="Merge them first: llama-gguf-split --merge.",
-        )
     renamed = _Renamed(checkpoint, entries, folder)
     return Model(
         renamed,

@@ -149,3 +149,11 @@ def test_every_place_of_a_matrix_counts_for_its_digest(target: str, tmp_path: Pa
         assert {name for name in before if before[name] != after[name]} == {entry.name}
         data[place.offset + place.nbytes - 1] ^= 1
         path.write_bytes(data)
+
+
+def test_a_split_gguf_is_to_be_merged_first(tmp_path: Path) -> None:
+    pq.convert(MODEL, "q4_0", tmp_path / "x.gguf", split_size="2M")
+    first = min(tmp_path.glob("x-00001-of-*.gguf"))
+    for to, tokenizer in (("q8_0", None), ("onnx:int4", MODEL)):
+        with pytest.raises(pq.UnsupportedError, match="one of several split files"):
+            pq.plan(first, to, tokenizer=tokenizer)
