@@ -79,7 +79,12 @@ void check_transforms(const Plan& plan, const PlannedTensor& tensor, const Plann
     }
     const bool can_pack =
         plain ? is_held || holds(*output.via) : holds(*output.via) && holds(*output.codec);
-    if (tensor.columns > k_tile_values || !can_pack) {
+    if (tensor.columns > k_tile_values) {
+        throw Error(
+            ErrorKind::unsupported, {}, tensor.name,
+            "rows of more than " + std::to_string(k_tile_values) + " columns are not moved");
+    }
+    if (!can_pack) {
         broken(tensor.name, "its codes cannot be moved");
     }
 }
