@@ -141,11 +141,10 @@ class PlannedTarget:
         return sum(t.weights for file in self.files for t in file.tensors)
 
 
-def _is_wide(source: TensorEntry, codec: str) -> bool:
-    """Whether it is read or written by columns, in larger tiles."""
-    return find_codec(codec).transposed or any(
-        find_codec(part.type).transposed for part in source.parts or (source,) if part.planes
-    )
+def _by_columns(source: TensorEntry, codec: str) -> tuple[str, ...]:
+    """Codecs by which it is read or written by columns, in larger tiles; none where it is not."""
+    parts = [part.type for part in source.parts or (source,) if part.planes]
+    return tuple(name for name in (codec, *parts) if find_codec(name).transposed)
 
 
 @dataclass(frozen=True, repr=False)
@@ -175,7 +174,7 @@ class Plan:
         once more where it is written by columns."""
         entries = self.checkpoint.entries
         used = {
-            (t.source, _is_wide(entries[t.source], t.codec))
+            (t.source, bool(_by_columns(entries[t.source], t.codec)))
             for target in self.targets
             for file in target.files
             for t in file.tensors
@@ -193,7 +192,7 @@ class Plan:
                 find_codec(t.codec).has_planes
                 or bool(entries[t.source].planes)
                 or t.via is not None,
-                _is_wide(entries[t.source], t.codec),
+                _by_columns(entries[t.source], t.codec),
             )
             for target in self.targets
             for file in target.files

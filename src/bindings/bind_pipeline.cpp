@@ -10,6 +10,7 @@
 #include "codecs/planes.hpp"
 #include "io/staged.hpp"
 #include "pipeline/executor.hpp"
+#include "pipeline/pieces.hpp"
 #include "pipeline/stages.hpp"
 
 namespace py = pybind11;
@@ -215,14 +216,17 @@ void bind_pipeline(py::module_& module) {
         },
         py::arg("bytes"));
     // A worker's memory for tensors of so many columns: in tiles of whole rows (planes, moved
-    // codes), and wide ones (planes that are read or written by columns), or not.
+    // codes), and in wide ones (codecs of planes that are read or written by columns), or not.
     module.def(
         "scratch_bytes",
-        [](std::uint64_t columns, bool whole_rows, bool wide) {
+        [](std::uint64_t columns, bool whole_rows, const std::vector<std::string>& wide) {
             if (!whole_rows || columns == 0) return pipeline::Scratch::bytes();
-            const pipeline::Tiling tiling(
-                std::uint64_t{1} << 32, columns, codecs::k_row_step,
-                wide ? pipeline::k_transposed_tile_values : pipeline::k_tile_values);
+            std::uint64_t values = pipeline::k_tile_values;
+            for (const std::string& name : wide) {
+                values = std::max(values, pipeline::wide_tile_values(codec_named(name)));
+            }
+            const pipeline::Tiling tiling(std::uint64_t{1} << 32, columns, codecs::k_row_step,
+                                          values);
             // Elements and pieces of planes beside it: less than half as much.
             return pipeline::Scratch::bytes(tiling.most_values()) * 3 / 2;
         },

@@ -48,9 +48,10 @@ Pieces::Pieces(const Plan& plan) : plan_(plan) {
 
 void Pieces::cut(const PlannedTensor& tensor, bool wide) {
     std::vector<std::uint64_t> ends;
-    std::uint64_t rows = 0, step = codecs::k_row_step;
+    std::uint64_t rows = 0, step = codecs::k_row_step, values = k_tile_values;
     bool whole_rows = false;
     for (const SourcePart& part : tensor.parts) {
+        if (wide) values = std::max(values, wide_tile_values(*part.codec));
         ends.push_back(rows += part.rows);
         whole_rows = whole_rows || part.codec->layout != codecs::Layout::blocks;
         step = std::max(step, codecs::row_step(*part.codec));
@@ -61,6 +62,7 @@ void Pieces::cut(const PlannedTensor& tensor, bool wide) {
         ends.push_back(output.first_row + output.rows);
         whole_rows = whole_rows || has_planes(output) || output.via != nullptr;
         step = std::max(step, codecs::row_step(*output.codec));
+        if (wide) values = std::max(values, wide_tile_values(*output.codec));
         if (output.via != nullptr) step = std::max(step, codecs::row_step(*output.via));
     }
     std::ranges::sort(ends);
@@ -72,9 +74,8 @@ void Pieces::cut(const PlannedTensor& tensor, bool wide) {
             part_begin += tensor.parts[part++].rows;
         }
         const std::uint64_t count = end - begin, columns = tensor.columns;
-        const Tiling tiling = wide         ? Tiling(count, columns, step, k_transposed_tile_values)
-                              : whole_rows ? Tiling(count, columns, step, k_tile_values)
-                                           : Tiling(count, columns);
+        const Tiling tiling =
+            wide || whole_rows ? Tiling(count, columns, step, values) : Tiling(count, columns);
         const SourcePart& from = tensor.parts[part];
         const auto& part_planes =
             part_planes_[static_cast<std::size_t>(&tensor - plan_.tensors.data())];

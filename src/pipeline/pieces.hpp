@@ -37,6 +37,14 @@ struct Piece {
     return output.codec->layout != codecs::Layout::blocks;
 }
 
+/// Values of a tile whose planes are read or written by columns. Codes of less than a byte take
+/// larger ones: their lines would be runs of some 200 bytes, each a call to the system.
+[[nodiscard]] inline std::uint64_t wide_tile_values(const codecs::Codec& codec) noexcept {
+    const bool narrow =
+        codec.by_columns() && !codec.is_gptq() && codec.is_affine() && codec.affine.bits < 8;
+    return narrow ? 4 * k_transposed_tile_values : k_transposed_tile_values;
+}
+
 /// A plan's tiles, in the order in which they are done. The plan must outlive it.
 class Pieces {
 public:
