@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from phiquant.checkpoint import Checkpoint, open_checkpoint
-from phiquant.errors import UnsupportedError, UsageError
+from phiquant.errors import UsageError
 from phiquant.plan import Plan, PlannedTarget
 from phiquant.report import Report
 from phiquant.tensor import check_quality
@@ -308,16 +308,11 @@ def _from_gguf(
     checkpoint: Checkpoint, targets: list[Target], choices: Choices
 ) -> tuple[PlannedTarget, ...]:
     from phiquant.description import describe_gguf
+    from phiquant.made_from import refuse_split
     from phiquant.moves import with_moves
     from phiquant.targets.gguf import plan_from_gguf
 
-    splits = checkpoint.metadata.get("split.count", 0)
-    if not isinstance(splits, int) or splits > 1:
-        raise UnsupportedError(
-            "is one of several split files",
-            file=checkpoint.path,
-            remedy="Merge them first: llama-gguf-split --merge.",
-        )
+    refuse_split(checkpoint)
     spec = describe_gguf(checkpoint)
     planned = tuple(plan_from_gguf(checkpoint, spec, target, choices) for target in targets)
     if choices.requantize:

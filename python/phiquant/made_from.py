@@ -54,6 +54,17 @@ def model_of(checkpoint: Checkpoint, *, tokenizer: str | os.PathLike[str] | None
     )
 
 
+def refuse_split(checkpoint: Checkpoint) -> None:
+    """Raise UnsupportedError for one file of a GGUF that is split: it holds a part of the model."""
+    splits = checkpoint.metadata.get("split.count", 0)
+    if not isinstance(splits, int) or splits > 1:
+        raise UnsupportedError(
+            "is one of several split files",
+            file=checkpoint.path,
+            remedy="Merge them first: llama-gguf-split --merge.",
+        )
+
+
 def _config(checkpoint: Checkpoint) -> dict[str, object]:
     """The config of a folder, which an ONNX folder keeps in its graph."""
     if checkpoint.format != "onnx":
@@ -73,13 +84,7 @@ def _of_gguf(checkpoint: Checkpoint, tokenizer: str | os.PathLike[str] | None) -
             remedy="Name a folder with the model's tokenizer: --tokenizer FOLDER "
             "(tokenizer=FOLDER), as published with the original weights.",
         )
-    splits = checkpoint.metadata.get("split.count", 0)
-    if not isinstance(splits, int) or splits > 1:
-        raise UnsupportedError(
-            "is one of several split files",
-            file=checkpoint.path,
-            remedy="Merge them first: llama-gguf-split --merge.",
-        )
+    refuse_split(checkpoint)
     folder = Path(tokenizer)
     held = describe_gguf(checkpoint)
     config = config_of(held)
